@@ -1,0 +1,1 @@
+"""Episode Cleanup: refines the face tracks, embeddings and identities of an episode."""

@@ -1,0 +1,1 @@
+"""The algorithms, on plain NumPy arrays: no files, no models, no settings objects."""

@@ -1,0 +1,177 @@
+"""Frame-exact reading of a video: frames are numbered in presentation order from 0.
+
+OpenCV's frame seek is not exact with B-frames, variable frame rates or edit lists, so PyAV is used: the packets are
+indexed once without decoding, a seek goes to the keyframe at or before the wanted frame, and decoding runs forward.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import av
+import av.error
+import numpy as np
+from numpy.typing import NDArray
+
+from cleanup.errors import VideoError
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What the index of a video tells. Sizes in pixels, ``duration_s`` in seconds."""
+
+    path: str
+    width: int
+    height: int
+    n_frames: int
+    fps: float
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class _Index:
+    pts: list[int]
+    keyframes: list[int]
+    time_base: float
+
+
+class VideoFrames:
+    """Random access to the frames of one video. Use it as a context manager; not thread-safe.
+
+    Args:
+        path: The video file.
+        n_threads: Decoder threads; 0 lets FFmpeg choose.
+
+    Raises:
+        VideoError: The file is missing, is no video, or holds no frames.
+    """
+
+    def __init__(self, path: str | Path, n_threads: int = 0) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise VideoError(f"{self.path}: no such video; give it with --video")
+        try:
+            self._container = av.open(str(self.path))
+        except (av.error.FFmpegError, OSError) as error:
+            raise VideoError(f"{self.path}: not a readable video ({error})") from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise VideoError(f"{self.path}: the file has no video stream")
+        self._stream = self._container.streams.video[0]
+        self._stream.codec_context.thread_count = n_threads
+        self._stream.thread_type = "AUTO"
+        self._index = self._read_index()
+        self._frame_of_pts = {pts: i for i, pts in enumerate(self._index.pts)}
+        self.n_decoded = 0
+
+    def _read_index(self) -> _Index:
+        pts: list[int] = []
+        key_pts: list[int] = []
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet.pts is None or packet.size == 0 or packet.is_discard:
+                    continue
+                pts.append(packet.pts)
+                if packet.is_keyframe:
+                    key_pts.append(packet.pts)
+        except av.error.FFmpegError as error:
+            self._container.close()
+            raise VideoError(f"{self.path}: the video breaks off after {len(pts)} frames ({error})") from error
+        if not pts or not key_pts:
+            self._container.close()
+            raise VideoError(f"{self.path}: the video holds no frames")
+        pts.sort()
+        position = {value: i for i, value in enumerate(pts)}
+        time_base = float(self._stream.time_base) if self._stream.time_base else 0.0
+        return _Index(pts, sorted(position[value] for value in key_pts), time_base)
+
+    @property
+    def info(self) -> VideoInfo:
+        """Size, frame count and frame rate; the rate is the mean one, measured over the index."""
+        pts = self._index.pts
+        if len(pts) > 1:
+            fps = (len(pts) - 1) / ((pts[-1] - pts[0]) * self._index.time_base)
+        else:
+            fps = float(self._stream.average_rate or 0)
+        codec = self._stream.codec_context
+        duration_s = len(pts) / fps if fps else 0.0
+        return VideoInfo(str(self.path), codec.width, codec.height, len(pts), fps, duration_s)
+
+    def timestamp_s(self, frame_idx: int) -> float:
+        """Presentation time of a frame in seconds, counted from the first frame."""
+        return (self._index.pts[frame_idx] - self._index.pts[0]) * self._index.time_base
+
+    def read(self, frame_indices: Iterable[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Decodes the wanted frames in order.
+
+        Args:
+            frame_indices: Frame numbers, any order; each is decoded once.
+
+        Yields:
+            Pairs (frame_idx, RGB image of shape (height, width, 3)).
+
+        Raises:
+            VideoError: A frame lies beyond the end, or cannot be decoded.
+        """
+        wanted = sorted(set(frame_indices))
+        if not wanted:
+            return
+        if wanted[0] < 0 or wanted[-1] >= len(self._index.pts):
+            raise VideoError(
+                f"{self.path}: frame {wanted[-1]} was asked for but the video has {len(self._index.pts)} frames; "
+                "it is shorter than the artifacts say, give the video they were made from"
+            )
+        position = 0
+        while position < len(wanted):
+            first_key = self._keyframe_before(wanted[position])
+            last = self._last_without_seek(wanted, position)
+            yield from self._decode_run(first_key, wanted[position : last + 1])
+            position = last + 1
+
+    def _keyframe_before(self, frame_idx: int) -> int:
+        keyframes = self._index.keyframes
+        return keyframes[max(bisect.bisect_right(keyframes, frame_idx) - 1, 0)]
+
+    def _last_without_seek(self, wanted: list[int], first: int) -> int:
+        """Index of the last wanted frame before one that a seek reaches sooner than decoding on does."""
+        last = first
+        while last + 1 < len(wanted) and self._keyframe_before(wanted[last + 1]) <= wanted[last] + 1:
+            last += 1
+        return last
+
+    def _decode_run(self, keyframe: int, wanted: list[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        remaining = iter(wanted)
+        target = next(remaining)
+        try:
+            self._container.seek(self._index.pts[keyframe], stream=self._stream, backward=True, any_frame=False)
+            for frame in self._container.decode(self._stream):
+                frame_idx = self._frame_of_pts.get(frame.pts) if frame.pts is not None else None
+                if frame_idx is None or frame_idx < target:
+                    continue
+                if frame_idx > target:
+                    raise VideoError(f"{self.path}: frame {target} cannot be decoded; the stream is damaged there")
+                self.n_decoded += 1
+                yield frame_idx, frame.to_ndarray(format="rgb24")
+                next_target = next(remaining, None)
+                if next_target is None:
+                    return
+                target = next_target
+        except av.error.FFmpegError as error:
+            raise VideoError(f"{self.path}: frame {target} cannot be decoded ({error})") from error
+        raise VideoError(f"{self.path}: the video ends before frame {target}; the file is damaged or cut short")
+
+    def close(self) -> None:
+        """Releases the decoder and the file."""
+        self._container.close()
+
+    def __enter__(self) -> VideoFrames:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,96 @@
+"""Episode: the frozen bundle of Arrow tables handed from phase to phase, and the rule for episode ids."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cleanup.errors import ArtifactError
+
+DOCUMENTED, EMITTED = "documented", "emitted"
+_EP_ID = re.compile(r"(?P<show>[A-Za-z0-9](?:[A-Za-z0-9_-]{0,99}))-s\d{2,3}e\d{2,4}")
+
+
+def check_ep_id(ep_id: str) -> str:
+    """Returns the episode id, checked before any path is built from it.
+
+    Raises:
+        ArtifactError: It is not of the form ``show-s05e02``.
+    """
+    if not _EP_ID.fullmatch(ep_id):
+        raise ArtifactError(
+            f"episode id {ep_id!r} is not of the form show-s05e02 (letters, digits, - and _ before the suffix)"
+        )
+    return ep_id
+
+
+def show_of(ep_id: str) -> str:
+    """The show part of an episode id: ``rhobh`` of ``rhobh-s05e02``."""
+    match = _EP_ID.fullmatch(ep_id)
+    if match is None:
+        raise ArtifactError(f"episode id {ep_id!r} names no show")
+    return match["show"]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Everything known about one episode. Tables follow the schemas of ``cleanup.schemas``.
+
+    Attributes:
+        ep_id: Checked episode id.
+        dialect: ``documented`` or ``emitted``; what is written back.
+        fps: Frames per second, measured from the tracks' times.
+        tracks: TRACK_SCHEMA, one row per track.
+        boxes: BOX_SCHEMA, every known box of every track, at most one per track and frame.
+        faces: FACE_SCHEMA, the lines of faces.jsonl.
+        identities: IDENTITY_SCHEMA.
+        detections: DETECTION_SCHEMA, boxes without a track (documented dialect), or None.
+        observations: ``observation_schema``, what a pass over the pixels saw, or None before it.
+        identity_document: identities.json without its identities, as JSON.
+        track_metrics: track_metrics.json as it was, or None.
+        duration_s: Length of the episode in seconds, as well as it is known.
+    """
+
+    ep_id: str
+    dialect: str
+    fps: float
+    tracks: pa.Table
+    boxes: pa.Table
+    faces: pa.Table
+    identities: pa.Table
+    detections: pa.Table | None
+    observations: pa.Table | None
+    identity_document: bytes
+    track_metrics: bytes | None
+    duration_s: float
+
+    @property
+    def is_normalised(self) -> bool:
+        """Whether boxes and landmarks are fractions of the picture instead of pixels."""
+        return self.dialect == DOCUMENTED
+
+    @property
+    def embedded_faces(self) -> pa.Table:
+        """The faces that carry an embedding, in line order."""
+        return self.faces.filter(pc.is_valid(self.faces["embedding"]))
+
+    @property
+    def dimension(self) -> int | None:
+        """Dimension of the embeddings, or None where no face has one."""
+        faces = self.embedded_faces
+        return len(faces["embedding"][0]) if len(faces) else None
+
+    @property
+    def embedding_model(self) -> str | None:
+        """Name of the model the embeddings were made with, where the artifacts say so."""
+        names = pc.unique(self.embedded_faces["embedding_model"]).to_pylist()
+        return names[0] if len(names) == 1 else None
+
+    def replace(self, **changes: Any) -> Episode:
+        """A copy with some attributes exchanged."""
+        return dataclasses.replace(self, **changes)

@@ -1,0 +1,50 @@
+"""Every error the product raises on purpose.
+
+CleanupError
+├── SettingsError    a setting, option, environment variable or configuration file is wrong
+├── ArtifactError    an episode's files are missing, broken or contradict each other
+├── VideoError       the video is missing, unreadable or not the one the artifacts came from
+├── ModelError       a model is missing, broken, of the wrong kind, or not on the device asked for
+├── FacebankError    PostgreSQL does not answer, or what it holds does not fit the model
+├── EngineError      Ray or a worker failed
+└── BusyError        another run holds the episode
+
+Each carries one message that says what is wrong, where, and what to do about it. All of them pickle, because they
+cross process boundaries on Ray.
+"""
+
+
+class CleanupError(Exception):
+    """Base class. ``exit_code`` is what the command line ends with."""
+
+    exit_code = 2
+
+
+class SettingsError(CleanupError):
+    """A setting has an unknown name, a wrong type or a value out of range."""
+
+
+class ArtifactError(CleanupError):
+    """An artifact is missing, unreadable, or breaks an invariant."""
+
+
+class VideoError(CleanupError):
+    """The video is missing, unreadable, or does not belong to the artifacts."""
+
+
+class ModelError(CleanupError):
+    """A model is missing, broken, of the wrong dimension, or runs on another device than asked for."""
+
+
+class FacebankError(CleanupError):
+    """The Facebank does not answer or holds embeddings of another model."""
+
+
+class BusyError(CleanupError):
+    """Another run is working on the same episode."""
+
+
+class EngineError(CleanupError):
+    """The engine failed: a worker died, Ray did not start. The input may be fine."""
+
+    exit_code = 1

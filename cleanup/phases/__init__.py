@@ -1,0 +1,1 @@
+"""The phases: pure functions from Episode to Episode, one module each."""

@@ -1,0 +1,185 @@
+"""The Arrow schemas everything is handed over in, and the way between their columns and NumPy arrays.
+
+Track ids are integers in here, whatever the dialect on disk writes. Boxes and landmarks keep the unit of their dialect
+(``Episode.is_normalised``) except in samples and observations, which are always in pixels. ``raw`` holds the JSON of
+the line or object a row was read from, so that fields nobody here knows survive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+BBOX = pa.list_(pa.float64(), 4)
+LANDMARKS = pa.list_(pa.float64(), 10)
+
+TRACK_SCHEMA = pa.schema(
+    [
+        pa.field("track_id", pa.int64(), nullable=False),
+        pa.field("first_frame", pa.int64(), nullable=False),
+        pa.field("last_frame", pa.int64(), nullable=False),
+        pa.field("start_s", pa.float64(), nullable=False),
+        pa.field("end_s", pa.float64(), nullable=False),
+        ("parent_track_id", pa.int64()),
+        ("split_reason", pa.string()),
+        ("n_boxes", pa.int64()),
+        ("mean_confidence", pa.float64()),
+        ("pooled_embedding", pa.list_(pa.float32())),
+        ("pooled_model", pa.string()),
+        ("pooled_spread", pa.float64()),
+        ("n_faces", pa.int64()),
+        ("raw", pa.large_binary()),
+    ]
+)
+
+BOX_SCHEMA = pa.schema(
+    [
+        pa.field("track_id", pa.int64(), nullable=False),
+        pa.field("frame_idx", pa.int64(), nullable=False),
+        pa.field("ts", pa.float64(), nullable=False),
+        pa.field("bbox", BBOX, nullable=False),
+        ("landmarks", LANDMARKS),
+        ("confidence", pa.float64()),
+    ]
+)
+
+DETECTION_SCHEMA = pa.schema(
+    [
+        pa.field("frame_idx", pa.int64(), nullable=False),
+        pa.field("ts", pa.float64(), nullable=False),
+        pa.field("bbox", BBOX, nullable=False),
+        ("landmarks", LANDMARKS),
+        ("confidence", pa.float64()),
+    ]
+)
+
+FACE_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        pa.field("face_id", pa.string(), nullable=False),
+        pa.field("track_id", pa.int64(), nullable=False),
+        pa.field("frame_idx", pa.int64(), nullable=False),
+        pa.field("ts", pa.float64(), nullable=False),
+        pa.field("bbox", BBOX, nullable=False),
+        ("landmarks", LANDMARKS),
+        ("confidence", pa.float64()),
+        ("quality", pa.float64()),
+        ("embedding", pa.list_(pa.float32())),
+        ("embedding_model", pa.string()),
+        ("reject_reason", pa.string()),
+        ("kept_despite", pa.string()),
+        ("sharpness", pa.float64()),
+        ("contrast", pa.float64()),
+        ("yaw", pa.float64()),
+        ("pitch", pa.float64()),
+        ("crop_path", pa.string()),
+        ("raw", pa.large_binary()),
+    ]
+)
+
+IDENTITY_SCHEMA = pa.schema(
+    [
+        pa.field("identity_id", pa.string(), nullable=False),
+        pa.field("track_ids", pa.list_(pa.int64()), nullable=False),
+        ("person_id", pa.string()),
+        ("name", pa.string()),
+        ("person_source", pa.string()),
+        pa.field("is_locked", pa.bool_(), nullable=False),
+        ("outlier_reason", pa.string()),
+        ("ambiguous_with", pa.string()),
+        ("centroid_norm", pa.float64()),
+        ("cohesion", pa.float64()),
+        ("n_faces", pa.int64()),
+        ("raw", pa.large_binary()),
+    ]
+)
+
+SAMPLE_SCHEMA = pa.schema(
+    [
+        pa.field("lineage_id", pa.int64(), nullable=False),
+        pa.field("track_id", pa.int64(), nullable=False),
+        pa.field("frame_idx", pa.int64(), nullable=False),
+        pa.field("bbox", BBOX, nullable=False),
+        ("landmarks", LANDMARKS),
+        ("confidence", pa.float64()),
+        pa.field("is_sampled", pa.bool_(), nullable=False),
+    ]
+)
+
+
+def observation_schema(dimension: int) -> pa.Schema:
+    """Schema of what a worker returns: one row per face it looked at."""
+    return pa.schema(
+        [
+            pa.field("track_id", pa.int64(), nullable=False),
+            pa.field("frame_idx", pa.int64(), nullable=False),
+            pa.field("ts", pa.float64(), nullable=False),
+            pa.field("bbox", BBOX, nullable=False),
+            ("landmarks", LANDMARKS),
+            pa.field("confidence", pa.float64(), nullable=False),
+            pa.field("size_px", pa.float64(), nullable=False),
+            ("sharpness", pa.float64()),
+            ("contrast", pa.float64()),
+            ("yaw", pa.float64()),
+            ("pitch", pa.float64()),
+            ("norm", pa.float64()),
+            ("embedding", pa.list_(pa.float32(), dimension)),
+            pa.field("is_sampled", pa.bool_(), nullable=False),
+            ("reject_reason", pa.string()),
+        ]
+    )
+
+
+def build_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """A table from row dictionaries; a missing key is null."""
+    return pa.Table.from_pylist(list(rows), schema=schema)
+
+
+def matrix_of(column: pa.ChunkedArray, width: int) -> NDArray[np.float64]:
+    """A list column as an array of shape (n, width); rows that are null become NaN."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    result = np.full((len(array), width), np.nan)
+    is_valid = array.is_valid().to_numpy(zero_copy_only=False)
+    values = array.drop_null().flatten().to_numpy(zero_copy_only=False)
+    result[is_valid] = values.reshape(-1, width) if width else values.reshape(int(is_valid.sum()), 0)
+    return result
+
+
+def embeddings_of(table: pa.Table) -> NDArray[np.float32]:
+    """The embedding column of rows that all have one, shape (n, d)."""
+    n_rows = len(table)
+    values = table["embedding"].combine_chunks()
+    if isinstance(values, pa.ChunkedArray):
+        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+    flat = values.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    return flat.reshape(n_rows, -1) if n_rows else flat.reshape(0, 0)
+
+
+def list_column(matrix: NDArray[np.floating], kind: pa.DataType) -> pa.Array:
+    """An array of shape (n, k) as a list column; rows with NaN become null."""
+    is_null = np.isnan(matrix).any(axis=1) if matrix.size else np.zeros(len(matrix), bool)
+    rows = [None if missing else row for row, missing in zip(matrix.tolist(), is_null, strict=True)]
+    return pa.array(rows, type=kind)
+
+
+def set_column(table: pa.Table, name: str, values: Any) -> pa.Table:
+    """The table with one column replaced; its type and place stay."""
+    index = table.schema.get_field_index(name)
+    field = table.schema.field(index)
+    return table.set_column(index, field, pa.array(values, type=field.type))
+
+
+def floats_of(table: pa.Table, name: str) -> NDArray[np.float64]:
+    """A numeric column as float64; nulls become NaN."""
+    return table[name].cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+
+
+def ints_of(table: pa.Table, name: str) -> NDArray[np.int64]:
+    """An integer column without nulls as int64."""
+    return table[name].to_numpy(zero_copy_only=False).astype(np.int64)

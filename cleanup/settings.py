@@ -1,0 +1,516 @@
+"""The settings of every phase: one frozen dataclass each, and the only home of hardcoded fallbacks.
+
+A field's metadata says everything else about it: where it may come from (environment variable, profile key, place in a
+stage YAML), its range or choices, its unit, and what it means. The command line's options and help, the settings table
+and the resolver are drawn from it; nothing repeats a default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+PROFILES_FILE = "performance_profiles.yaml"
+DEFAULT_PROFILE = "balanced"
+PROFILE_VARIABLE = "SCREENALYTICS_PERF_PROFILE"
+
+
+def _setting(
+    default: Any,
+    meaning: str,
+    *,
+    env: str | None = None,
+    profile: str | None = None,
+    yaml: str | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    unit: str = "",
+    option: bool = False,
+) -> Any:
+    """A dataclass field with its sources.
+
+    Args:
+        default: The fallback; the only copy of it.
+        meaning: One line for help and documentation.
+        env: Environment variable.
+        profile: Key inside a profile of performance_profiles.yaml.
+        yaml: ``file.yaml:key.path``; ``{profile}`` in the path stands for the profile in force.
+        at_least: Lowest allowed value.
+        at_most: Highest allowed value.
+        choices: Allowed strings.
+        unit: Unit of the value.
+        option: Whether ``cleanup run`` has an option for it.
+    """
+    metadata = {
+        "meaning": meaning, "env": env, "profile": profile, "yaml": yaml, "at_least": at_least, "at_most": at_most,
+        "choices": choices, "unit": unit, "option": option,
+    }  # fmt: skip
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ObserveSettings:
+    """How frames are sampled and faces found; read by the pass over the pixels."""
+
+    models: str = _setting(
+        "buffalo_l",
+        "model pack of InsightFace's zoo, or a folder with one detector and one recogniser (ONNX)",
+        env="CLEANUP_MODELS",
+        yaml="detection.yaml:model_id",
+        option=True,
+    )
+    device: str = _setting(
+        "auto",
+        "device of the detector",
+        env="CLEANUP_DEVICE",
+        choices=("auto", "cpu", "cuda", "mps"),
+        option=True,
+    )
+    embed_device: str = _setting(
+        "same",
+        "device of the recogniser; 'same' is that of the detector",
+        env="CLEANUP_EMBED_DEVICE",
+        choices=("same", "auto", "cpu", "cuda", "mps"),
+        option=True,
+    )
+    stride: int = _setting(
+        5, "a sample of each track every so many frames", profile="stride", at_least=1, unit="frames", option=True
+    )
+    fps: float = _setting(
+        24.0, "at most so many samples of a track per second", profile="fps", at_least=0.1, unit="1/s", option=True
+    )
+    gate_emb_every: int = _setting(
+        3,
+        "no track is sampled more often than every so many frames, except around a change",
+        env="TRACK_GATE_EMB_EVERY",
+        yaml="tracking.yaml:gate.emb_every",
+        at_least=1,
+        unit="frames",
+    )
+    det_thresh: float = _setting(
+        0.5,
+        "confidence from which the detector's finds count, where an artifact has no landmarks",
+        yaml="detection.yaml:confidence_th",
+        at_least=0.0,
+        at_most=1.0,
+        option=True,
+    )
+    det_iou: float = _setting(
+        0.5,
+        "overlap from which a found face is the face of a box",
+        yaml="detection.yaml:iou_th",
+        at_least=0.0,
+        at_most=1.0,
+    )
+    track_thresh: float = _setting(
+        0.55,
+        "detections this sure are given to tracks first",
+        yaml="tracking.yaml:track_thresh",
+        at_least=0.0,
+        at_most=1.0,
+    )
+    match_thresh: float = _setting(
+        0.65,
+        "a detection continues a track if 1 - IoU is at most this",
+        yaml="tracking.yaml:match_thresh",
+        at_least=0.0,
+        at_most=1.0,
+    )
+    track_buffer: int = _setting(
+        90,
+        "a detection may lie so far from the track's nearest box, at 30 frames per second",
+        yaml="tracking.yaml:track_buffer",
+        at_least=1,
+        unit="frames",
+    )
+    max_track_buffer: int = _setting(
+        300, "limit of track_buffer at high frame rates", yaml="tracking.yaml:max_track_buffer", at_least=1, unit="frames"
+    )
+
+
+@dataclass(frozen=True)
+class SplitTracksSettings:
+    """The appearance gate."""
+
+    gate_enabled: bool = _setting(True, "whether tracks are split at all", yaml="tracking.yaml:gate_enabled")
+    gate_hard: float = _setting(
+        0.70,
+        "similarity to the track's prototype below which one sample proposes a change of person",
+        env="TRACK_GATE_APPEAR_HARD",
+        yaml="tracking.yaml:gate.appear_hard",
+        at_least=-1.0,
+        at_most=1.0,
+        option=True,
+    )
+    gate_soft: float = _setting(
+        0.78,
+        "similarity below which gate_streak samples in a row propose a change",
+        env="TRACK_GATE_APPEAR_SOFT",
+        yaml="tracking.yaml:gate.appear_soft",
+        at_least=-1.0,
+        at_most=1.0,
+        option=True,
+    )
+    gate_streak: int = _setting(
+        2,
+        "samples in a row for gate_soft",
+        env="TRACK_GATE_APPEAR_STREAK",
+        yaml="tracking.yaml:gate.appear_streak",
+        at_least=1,
+        unit="samples",
+        option=True,
+    )
+    gate_iou: float = _setting(
+        0.55,
+        "overlap of consecutive boxes below which a change is proposed",
+        env="TRACK_GATE_IOU",
+        yaml="tracking.yaml:gate.iou",
+        at_least=0.0,
+        at_most=1.0,
+        option=True,
+    )
+    gate_proto_momentum: float = _setting(
+        0.85,
+        "share of the old prototype kept at each update",
+        env="TRACK_GATE_PROTO_MOM",
+        yaml="tracking.yaml:gate.proto_momentum",
+        at_least=0.0,
+        at_most=1.0,
+    )
+    gate_same_person: float = _setting(
+        0.40,
+        "similarity of what lies before and after a proposed change from which it is refused",
+        env="TRACK_GATE_SAME_PERSON",
+        yaml="tracking.yaml:gate.same_person",
+        at_least=-1.0,
+        at_most=1.0,
+        option=True,
+    )
+    new_track_thresh: float = _setting(
+        0.60,
+        "confidence that some box of a new piece must reach",
+        yaml="tracking.yaml:new_track_thresh",
+        at_least=0.0,
+        at_most=1.0,
+    )
+
+
+@dataclass(frozen=True)
+class ReembedSettings:
+    """The quality gates of re-embedded faces, and how many are kept."""
+
+    min_quality: float = _setting(
+        0.35,
+        "quality a face must reach",
+        yaml="faces_embed_sampling.yaml:quality_gating.min_quality_score",
+        at_least=0.0,
+        at_most=1.0,
+        option=True,
+    )
+    min_confidence: float = _setting(
+        0.45,
+        "detector confidence a face must reach",
+        env="FACES_MIN_CONF",
+        yaml="faces_embed_sampling.yaml:quality_gating.min_confidence",
+        at_least=0.0,
+        at_most=1.0,
+    )
+    min_blur_score: float = _setting(
+        18.0,
+        "Laplacian variance the aligned crop must reach",
+        env="FACES_MIN_BLUR",
+        yaml="faces_embed_sampling.yaml:quality_gating.min_blur_score",
+        at_least=0.0,
+    )
+    min_std: float = _setting(
+        10.0,
+        "standard deviation of grey levels the aligned crop must reach",
+        env="FACES_MIN_STD",
+        yaml="faces_embed_sampling.yaml:quality_gating.min_std",
+        at_least=0.0,
+        unit="grey levels",
+    )
+    max_yaw: float = _setting(
+        60.0,
+        "a face turned further sideways is refused",
+        yaml="faces_embed_sampling.yaml:quality_gating.max_yaw_angle",
+        at_least=0.0,
+        at_most=90.0,
+        unit="degrees",
+    )
+    max_pitch: float = _setting(
+        45.0,
+        "a face turned further up or down is refused",
+        yaml="faces_embed_sampling.yaml:quality_gating.max_pitch_angle",
+        at_least=0.0,
+        at_most=90.0,
+        unit="degrees",
+    )
+    max_occlusion: float = _setting(
+        0.60,
+        "a face covered more is refused",
+        yaml="faces_embed_sampling.yaml:quality_gating.max_occlusion",
+        at_least=0.0,
+        at_most=1.0,
+    )
+    min_agreement: float = _setting(
+        0.40,
+        "similarity to the consensus of its track that a face must reach",
+        yaml="faces_embed_sampling.yaml:quality_gating.min_agreement",
+        at_least=-1.0,
+        at_most=1.0,
+    )
+    min_size: float = _setting(
+        64.0,
+        "shorter side a face must have, scaled to a picture of 1080 lines",
+        profile="min_size",
+        yaml="detection.yaml:min_size",
+        at_least=0.0,
+        unit="pixels at 1080 lines",
+    )
+    sampling_mode: str = _setting(
+        "spread",
+        "which good faces of a track are kept: the best of each stretch of time, or the best of all",
+        yaml="faces_embed_sampling.yaml:quality_gating.sampling_mode",
+        choices=("spread", "best"),
+    )
+    max_samples_per_track: int = _setting(
+        32, "faces kept per track", yaml="faces_embed_sampling.yaml:limits.{profile}.max_samples_per_track", at_least=1
+    )
+    min_samples_per_track: int = _setting(
+        3,
+        "a track with fewer good faces gets new ones from its other boxes",
+        yaml="faces_embed_sampling.yaml:limits.{profile}.min_samples_per_track",
+        at_least=1,
+    )
+    min_frames_between_crops: int = _setting(
+        1,
+        "kept faces of one track lie at least so far apart",
+        yaml="faces_embed_sampling.yaml:limits.{profile}.min_frames_between_crops",
+        at_least=1,
+        unit="frames",
+    )
+    max_faces_per_episode: int = _setting(
+        60000,
+        "faces kept per episode; every track keeps its best one all the same",
+        yaml="faces_embed_sampling.yaml:limits.{profile}.max_faces_per_episode",
+        at_least=1,
+    )
+
+
+@dataclass(frozen=True)
+class ReclusterSettings:
+    """Pooling of faces into tracks and clustering of tracks into identities."""
+
+    cluster_thresh: float = _setting(
+        0.52,
+        "mean cosine similarity down to which clusters are joined",
+        env="CLEANUP_CLUSTER_THRESH",
+        yaml="clustering.yaml:cluster_thresh",
+        at_least=-1.0,
+        at_most=1.0,
+        option=True,
+    )
+    min_cluster_size: int = _setting(
+        1,
+        "clusters with fewer tracks are divided into singletons",
+        yaml="clustering.yaml:min_cluster_size",
+        at_least=1,
+        unit="tracks",
+        option=True,
+    )
+    min_identity_sim: float = _setting(
+        0.45,
+        "similarity to its cluster's centroid that a track must reach, else it is ejected",
+        yaml="clustering.yaml:min_identity_sim",
+        at_least=-1.0,
+        at_most=1.0,
+        option=True,
+    )
+    prototype_max_samples: int = _setting(
+        6, "best faces a track's vector is pooled from", yaml="clustering.yaml:track_prototype.max_samples", at_least=1
+    )
+    prototype_sim_delta: float = _setting(
+        0.08,
+        "a face so much less similar to the track's medoid than the median face is left out",
+        yaml="clustering.yaml:track_prototype.sim_delta",
+        at_least=0.0,
+        at_most=2.0,
+    )
+    prototype_sim_min: float = _setting(
+        0.60,
+        "a face at least this similar to the medoid is never left out as unlike",
+        yaml="clustering.yaml:track_prototype.sim_min",
+        at_least=-1.0,
+        at_most=1.0,
+    )
+    singleton_merge_enabled: bool = _setting(
+        True, "whether singletons get a second look", yaml="clustering.yaml:singleton_merge.enabled"
+    )
+    singleton_trigger: float = _setting(
+        0.40,
+        "share of singletons above which they get a second look",
+        yaml="clustering.yaml:singleton_merge.trigger_singleton_frac",
+        at_least=0.0,
+        at_most=1.0,
+    )
+    singleton_similarity: float = _setting(
+        0.55,
+        "similarity to a centroid from which a singleton joins it",
+        yaml="clustering.yaml:singleton_merge.similarity_thresh",
+        at_least=-1.0,
+        at_most=1.0,
+    )
+    singleton_fallback_delta: float = _setting(
+        0.08,
+        "how much lower the limit is in each further round",
+        yaml="clustering.yaml:singleton_merge.fallback_delta",
+        at_least=0.0,
+        at_most=1.0,
+    )
+    singleton_neighbours: int = _setting(
+        30, "nearest centroids a singleton is compared with", yaml="clustering.yaml:singleton_merge.neighbor_top_k", at_least=1
+    )
+    singleton_min_tracks: int = _setting(
+        2,
+        "tracks a cluster made of singletons must reach",
+        yaml="clustering.yaml:singleton_merge.min_tracks_per_merged_cluster",
+        at_least=2,
+        unit="tracks",
+    )
+    singleton_max_rounds: int = _setting(
+        2, "rounds of the second look", yaml="clustering.yaml:singleton_merge.max_singleton_merge_iters", at_least=0
+    )
+    max_singleton_fraction: float = _setting(
+        0.30,
+        "share of singletons above which the report warns",
+        yaml="clustering.yaml:metrics_thresholds.max_singleton_fraction",
+        at_least=0.0,
+        at_most=1.0,
+    )
+    max_largest_cluster_fraction: float = _setting(
+        0.40,
+        "share of tracks in the largest identity above which the report warns",
+        yaml="clustering.yaml:metrics_thresholds.max_largest_cluster_fraction",
+        at_least=0.0,
+        at_most=1.0,
+    )
+    min_cluster_count: int = _setting(
+        1,
+        "number of identities below which the report warns",
+        yaml="clustering.yaml:metrics_thresholds.min_cluster_count",
+        at_least=0,
+    )
+    max_cluster_count: int = _setting(
+        200,
+        "number of identities above which the report warns",
+        yaml="clustering.yaml:metrics_thresholds.max_cluster_count",
+        at_least=1,
+    )
+
+
+@dataclass(frozen=True)
+class GroupClustersSettings:
+    """Matching of identities to the people of the Facebank."""
+
+    facebank_dsn: str = _setting(
+        "",
+        "PostgreSQL of the Facebank; empty starts the embedded one under the data root",
+        env="FACEBANK_DSN",
+        option=True,
+    )
+    show: str = _setting("", "show whose people are looked up; empty takes it from the episode id", option=True)
+    facebank_similarity: float = _setting(
+        0.40,
+        "similarity to a seed from which an identity is named",
+        env="CLEANUP_FACEBANK_SIMILARITY",
+        yaml="clustering.yaml:facebank.min_similarity",
+        at_least=-1.0,
+        at_most=1.0,
+        option=True,
+    )
+    facebank_margin: float = _setting(
+        0.10,
+        "lead over the second person without which a match is ambiguous",
+        yaml="clustering.yaml:facebank.min_margin",
+        at_least=0.0,
+        at_most=2.0,
+        option=True,
+    )
+
+
+@dataclass(frozen=True)
+class SeedSettings:
+    """Which photos may become seeds of the Facebank."""
+
+    check_pose_quality: bool = _setting(
+        True, "whether the head pose of a seed photo is checked", yaml="detection.yaml:check_pose_quality"
+    )
+    max_seed_yaw: float = _setting(
+        45.0,
+        "a seed photo turned further sideways is refused",
+        yaml="detection.yaml:max_yaw_angle",
+        at_least=0.0,
+        at_most=90.0,
+        unit="degrees",
+    )
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """Engine and output of a run."""
+
+    engine: str = _setting(
+        "auto",
+        "where the work runs; auto is Ray inside a Ray job or with RAY_ADDRESS set, else this process",
+        env="CLEANUP_ENGINE",
+        choices=("auto", "local", "ray"),
+        option=True,
+    )
+    save_crops: bool = _setting(False, "write an aligned crop of every kept face", option=True)
+    save_frames: bool = _setting(False, "write every frame that holds a kept face", option=True)
+    jpeg_quality: int = _setting(90, "quality of written images", at_least=1, at_most=100, option=True)
+    thumb_size: int = _setting(
+        256, "longer side of the track thumbnails written with the crops", at_least=16, at_most=2048, unit="pixels",
+        option=True,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run, by phase."""
+
+    observe: ObserveSettings = ObserveSettings()
+    split_tracks: SplitTracksSettings = SplitTracksSettings()
+    reembed: ReembedSettings = ReembedSettings()
+    recluster: ReclusterSettings = ReclusterSettings()
+    group_clusters: GroupClustersSettings = GroupClustersSettings()
+    seeds: SeedSettings = SeedSettings()
+    output: OutputSettings = OutputSettings()
+
+
+@dataclass(frozen=True)
+class SettingSpec:
+    """One setting as the resolver and the command line see it. Names are unique over all sections."""
+
+    name: str
+    section: str
+    kind: type
+    default: Any
+    metadata: Mapping[str, Any]
+
+
+def _collect_specs() -> dict[str, SettingSpec]:
+    specs: dict[str, SettingSpec] = {}
+    for section in dataclasses.fields(Settings):
+        section_type = get_type_hints(Settings)[section.name]
+        kinds = get_type_hints(section_type)
+        for entry in dataclasses.fields(section_type):
+            specs[entry.name] = SettingSpec(entry.name, section.name, kinds[entry.name], entry.default, entry.metadata)
+    return specs
+
+
+SPECS: Mapping[str, SettingSpec] = _collect_specs()
