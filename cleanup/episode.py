@@ -37,6 +37,16 @@ def show_of(ep_id: str) -> str:
     return match["show"]
 
 
+def format_identity_id(dialect: str, number: int) -> str:
+    """A fresh identity id as the dialect writes it."""
+    return f"identity-{number:05d}" if dialect == DOCUMENTED else f"id_{number:04d}"
+
+
+def format_face_id(dialect: str, number: int, track_id: int, frame_idx: int) -> str:
+    """A fresh face id: numbered in the documented dialect, by track and frame in the emitted one."""
+    return f"face-{number:05d}" if dialect == DOCUMENTED else f"face_{track_id:04d}_{frame_idx:06d}"
+
+
 @dataclass(frozen=True)
 class Episode:
     """Everything known about one episode. Tables follow the schemas of ``cleanup.schemas``.

@@ -90,7 +90,6 @@ IDENTITY_SCHEMA = pa.schema(
         ("person_source", pa.string()),
         pa.field("is_locked", pa.bool_(), nullable=False),
         ("outlier_reason", pa.string()),
-        ("ambiguous_with", pa.string()),
         ("centroid_norm", pa.float64()),
         ("cohesion", pa.float64()),
         ("n_faces", pa.int64()),

@@ -302,8 +302,31 @@ class ReembedSettings:
 
 
 @dataclass(frozen=True)
+class PoolingSettings:
+    """Pooling of a track's faces into one vector."""
+
+    prototype_max_samples: int = _setting(
+        6, "best faces a track's vector is pooled from", yaml="clustering.yaml:track_prototype.max_samples", at_least=1
+    )
+    prototype_sim_delta: float = _setting(
+        0.08,
+        "a face so much less similar to the track's medoid than the median face is left out",
+        yaml="clustering.yaml:track_prototype.sim_delta",
+        at_least=0.0,
+        at_most=2.0,
+    )
+    prototype_sim_min: float = _setting(
+        0.60,
+        "a face at least this similar to the medoid is never left out as unlike",
+        yaml="clustering.yaml:track_prototype.sim_min",
+        at_least=-1.0,
+        at_most=1.0,
+    )
+
+
+@dataclass(frozen=True)
 class ReclusterSettings:
-    """Pooling of faces into tracks and clustering of tracks into identities."""
+    """Clustering of tracks into identities."""
 
     cluster_thresh: float = _setting(
         0.52,
@@ -329,23 +352,6 @@ class ReclusterSettings:
         at_least=-1.0,
         at_most=1.0,
         option=True,
-    )
-    prototype_max_samples: int = _setting(
-        6, "best faces a track's vector is pooled from", yaml="clustering.yaml:track_prototype.max_samples", at_least=1
-    )
-    prototype_sim_delta: float = _setting(
-        0.08,
-        "a face so much less similar to the track's medoid than the median face is left out",
-        yaml="clustering.yaml:track_prototype.sim_delta",
-        at_least=0.0,
-        at_most=2.0,
-    )
-    prototype_sim_min: float = _setting(
-        0.60,
-        "a face at least this similar to the medoid is never left out as unlike",
-        yaml="clustering.yaml:track_prototype.sim_min",
-        at_least=-1.0,
-        at_most=1.0,
     )
     singleton_merge_enabled: bool = _setting(
         True, "whether singletons get a second look", yaml="clustering.yaml:singleton_merge.enabled"
@@ -486,6 +492,7 @@ class Settings:
     observe: ObserveSettings = ObserveSettings()
     split_tracks: SplitTracksSettings = SplitTracksSettings()
     reembed: ReembedSettings = ReembedSettings()
+    pooling: PoolingSettings = PoolingSettings()
     recluster: ReclusterSettings = ReclusterSettings()
     group_clusters: GroupClustersSettings = GroupClustersSettings()
     seeds: SeedSettings = SeedSettings()

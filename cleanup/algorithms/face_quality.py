@@ -11,7 +11,7 @@ from cleanup.algorithms.face_alignment import CROP_SIZE
 
 # The closed set of reasons for which a face is refused, in the order in which they are tried.
 REJECT_REASONS = ("too_small", "low_confidence", "blurry", "low_contrast", "extreme_pose", "occluded", "mixed",
-                  "low_quality", "sample_limit", "no_pixels")  # fmt: skip
+                  "low_quality", "sample_limit", "no_face", "no_embedding", "duplicate")  # fmt: skip
 
 # Weights of the documented score: confidence, size, sharpness, pose.
 _WEIGHTS = (0.4, 0.3, 0.2, 0.1)
@@ -42,21 +42,6 @@ class QualityGates:
     max_occlusion: float
     min_agreement: float
     min_quality: float
-
-
-def measure_sharpness(crops: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Laplacian variance and grey-level standard deviation of aligned crops.
-
-    Args:
-        crops: RGB, shape (n, 112, 112, 3).
-
-    Returns:
-        Two arrays of shape (n,). The 3x3 Laplacian is OpenCV's default; luma weights are those of ITU-R BT.601.
-    """
-    grey = crops.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    centre = grey[:, 1:-1, 1:-1]
-    laplacian = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:] - 4 * centre
-    return laplacian.var(axis=(1, 2)), grey.std(axis=(1, 2))
 
 
 def score_face(

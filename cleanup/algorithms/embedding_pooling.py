@@ -1,0 +1,87 @@
+"""Pools the faces of a track into one vector, and the tracks of an identity into one centroid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_ZERO = 1e-9
+
+
+@dataclass(frozen=True)
+class PooledTrack:
+    """A track's vector.
+
+    Attributes:
+        vector: Unit vector, shape (d,).
+        spread: Mean cosine distance of the pooled faces to it.
+        used: Indices of the faces that were pooled.
+    """
+
+    vector: NDArray[np.float32]
+    spread: float
+    used: NDArray[np.intp]
+
+
+def pool_faces(
+    embeddings: NDArray[np.floating],
+    quality: NDArray[np.floating],
+    *,
+    max_samples: int,
+    sim_delta: float,
+    sim_min: float,
+) -> PooledTrack:
+    """Quality-weighted mean of the best faces of a track, without those unlike the rest.
+
+    The quality-weighted medoid stands for the track. A face is left out when it is both less similar to the medoid
+    than ``sim_min`` and more than ``sim_delta`` below the median similarity.
+
+    Args:
+        embeddings: Unit rows, shape (n, d), n >= 1.
+        quality: Weights 0..1, shape (n,).
+        max_samples: How many of the best faces are pooled.
+        sim_delta: See above.
+        sim_min: See above.
+    """
+    vectors = np.asarray(embeddings, np.float64)
+    weights = np.maximum(np.nan_to_num(np.asarray(quality, np.float64), nan=0.5), 1e-3)
+    similarity = vectors @ vectors.T
+    medoid = int(np.argmax((similarity @ weights).round(9)))
+    to_medoid = similarity[medoid]
+    is_kept = (to_medoid >= sim_min) | (to_medoid >= np.median(to_medoid) - sim_delta)
+    candidates = np.flatnonzero(is_kept)
+    best = candidates[np.argsort(-weights[candidates], kind="stable")][:max_samples]
+    used = np.sort(best)
+    centre = weights[used] @ vectors[used]
+    norm = float(np.linalg.norm(centre))
+    if norm < _ZERO:
+        centre, norm = vectors[medoid], 1.0
+    vector = centre / norm
+    return PooledTrack(vector.astype(np.float32), float(np.mean(1 - vectors[used] @ vector)), used)
+
+
+@dataclass(frozen=True)
+class Centroid:
+    """An identity's centroid.
+
+    Attributes:
+        vector: Unit vector, shape (d,).
+        norm: Length of the mean before normalising, 0..1; 1 when all tracks agree.
+        cohesion: Mean cosine of the tracks to it.
+    """
+
+    vector: NDArray[np.float32]
+    norm: float
+    cohesion: float
+
+
+def compute_centroid(vectors: NDArray[np.floating], weights: NDArray[np.floating] | None = None) -> Centroid:
+    """Centroid of unit rows of shape (n, d), n >= 1; opposite vectors that cancel give the first one."""
+    rows = np.asarray(vectors, np.float64)
+    share = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
+    mean = share @ rows / share.sum()
+    norm = float(np.linalg.norm(mean))
+    vector = rows[0] if norm < _ZERO else mean / norm
+    return Centroid(vector.astype(np.float32), norm, float(np.mean(rows @ vector)))

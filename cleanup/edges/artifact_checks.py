@@ -1,0 +1,92 @@
+"""Checks of single values in artifacts; each says in words what is wrong, the reader adds file and line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+NORM_TOLERANCE = 0.01
+# Normalised corners are rounded to six digits on disk.
+_UNIT_TOLERANCE = 1e-5
+
+
+class BadValue(ValueError):
+    """A value in an artifact breaks the contract."""
+
+
+def require(record: Mapping[str, Any], key: str, kind: type | tuple[type, ...], what: str) -> Any:
+    """The value of a key that must be there and of a type; booleans do not pass for numbers."""
+    if key not in record:
+        raise BadValue(f"{what} has no {key}")
+    return check_type(record[key], key, kind, what)
+
+
+def optional(record: Mapping[str, Any], key: str, kind: type | tuple[type, ...], what: str) -> Any:
+    """The value of a key that may be missing or null."""
+    value = record.get(key)
+    return None if value is None else check_type(value, key, kind, what)
+
+
+def check_type(value: Any, key: str, kind: type | tuple[type, ...], what: str) -> Any:
+    """The value, if it is of a type."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise BadValue(f"{what} has {key} of type {type(value).__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadValue(f"{what} has {key} = {value}")
+    return value
+
+
+def check_box(box: Any, what: str, *, is_normalised: bool) -> list[float]:
+    """Four finite corners with x1 < x2 and y1 < y2, inside 0..1 where normalised."""
+    corners = _numbers(box, 4, "a box", what)
+    if not (corners[0] < corners[2] and corners[1] < corners[3]):
+        raise BadValue(f"{what} has an empty box {corners} (x1 < x2 and y1 < y2 must hold)")
+    if is_normalised and not (min(corners) >= -_UNIT_TOLERANCE and max(corners) <= 1 + _UNIT_TOLERANCE):
+        raise BadValue(f"{what} has a box outside 0..1: {corners}")
+    return corners
+
+
+def check_landmarks(landmarks: Any, what: str) -> list[float] | None:
+    """Ten finite numbers, or None where there are none; five pairs are taken as well."""
+    if landmarks is None or landmarks == []:
+        return None
+    if isinstance(landmarks, list) and len(landmarks) == 5 and all(isinstance(p, list) for p in landmarks):
+        landmarks = [value for point in landmarks for value in point]
+    return _numbers(landmarks, 10, "landmarks", what)
+
+
+def check_embedding(embedding: Any, what: str) -> list[float] | None:
+    """A finite vector of unit norm, or None where there is none."""
+    if embedding is None:
+        return None
+    if not isinstance(embedding, list) or not embedding:
+        raise BadValue(f"{what} has an embedding that is no list of numbers")
+    try:
+        vector = np.array(embedding, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise BadValue(f"{what} has an embedding that is no list of numbers") from None
+    if vector.ndim != 1 or not np.isfinite(vector).all():
+        raise BadValue(f"{what} has an embedding that is not finite")
+    norm = float(np.linalg.norm(vector))
+    if abs(norm - 1) > NORM_TOLERANCE:
+        raise BadValue(f"{what} has an embedding of norm {norm:.4f} instead of 1")
+    return embedding
+
+
+def check_fraction(value: float | None, key: str, what: str) -> float | None:
+    """A number 0..1, or None."""
+    if value is not None and not 0 <= value <= 1:
+        raise BadValue(f"{what} has {key} = {value}, outside 0..1")
+    return value
+
+
+def _numbers(values: Any, count: int, name: str, what: str) -> list[float]:
+    if not isinstance(values, list) or len(values) != count:
+        raise BadValue(f"{what} has {name} that is no list of {count} numbers")
+    if any(isinstance(v, bool) or not isinstance(v, int | float) or not math.isfinite(v) for v in values):
+        raise BadValue(f"{what} has {name} that holds something else than finite numbers: {values}")
+    return [float(v) for v in values]

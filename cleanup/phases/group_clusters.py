@@ -1,0 +1,247 @@
+"""Phase 4: names identities after the people of the Facebank and merges the identities of one person."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cleanup import schemas
+from cleanup.algorithms.facebank_matching import (
+    AMBIGUOUS,
+    ASSIGNED,
+    SUGGESTED,
+    MatchDecision,
+    PersonSimilarity,
+    decide_match,
+)
+from cleanup.episode import Episode
+from cleanup.interfaces import Facebank
+from cleanup.phases.identity_rows import (
+    FACEBANK_SOURCE,
+    compute_centroids,
+    find_shared_frames,
+    is_human_named,
+)
+from cleanup.phases.track_samples import pool_tracks
+from cleanup.settings import GroupClustersSettings, PoolingSettings
+
+Row = dict[str, Any]
+
+
+@dataclass
+class _Grouping:
+    """What grouping found, in the shapes of the report."""
+
+    assigned: list[Row] = field(default_factory=list)
+    ambiguous: list[Row] = field(default_factory=list)
+    suggestions: list[Row] = field(default_factory=list)
+    conflicts: list[Row] = field(default_factory=list)
+    groups: list[Row] = field(default_factory=list)
+    protected_pairs: list[Row] = field(default_factory=list)
+
+
+def group_clusters(
+    episode: Episode,
+    settings: GroupClustersSettings,
+    pooling: PoolingSettings,
+    show: str,
+    model: str,
+    facebank: Facebank,
+) -> tuple[Episode, dict[str, Any]]:
+    """Matches every identity to the show's people, names the clear cases and merges identities of one person.
+
+    A name that a person gave and a locked identity are never changed. An identity that comes near two people, or that
+    would put one person twice into a frame, is reported and not named.
+
+    Args:
+        episode: With identities.
+        settings: Similarity and margin.
+        pooling: How a track's faces become one vector.
+        show: Show whose people are looked up.
+        model: Recogniser the embeddings were made with.
+        facebank: The known people.
+
+    Returns:
+        The episode and the phase's part of the report, ``grouping`` included.
+
+    Raises:
+        FacebankError: The Facebank does not answer or holds another model's embeddings.
+    """
+    centroids = compute_centroids(episode, pool_tracks(episode, pooling))
+    ids = list(centroids)
+    vectors = np.array([centroids[i].vector for i in ids], np.float32).reshape(len(ids), -1)
+    matches = facebank.match(show, model, vectors) if ids else []
+    people: dict[str, list[PersonSimilarity]] = defaultdict(list)
+    for match in matches:
+        people[ids[match.index]].append(PersonSimilarity(match.person_id, match.name, match.similarity))
+    rows = episode.identities.to_pylist()
+    found = _Grouping()
+    warnings = []
+    if ids and not matches:
+        warnings.append(f"the Facebank has no seeds of show {show!r} for model {model}; nobody was named")
+    else:
+        decisions = {
+            i: decide_match(
+                people[i], min_similarity=settings.facebank_similarity, min_margin=settings.facebank_margin
+            )
+            for i in ids
+        }
+        _name_rows(rows, decisions, find_shared_frames(episode), found)
+    rows = _merge_rows(rows, find_shared_frames(episode), found)
+    outcome = {
+        "clusters_grouped": sum(len(g["cluster_ids"]) for g in found.groups),
+        "auto_assigned_identities": len(found.assigned),
+        "ambiguous": found.ambiguous,
+        "grouping": {
+            "centroids": {
+                row["identity_id"]: {
+                    "centroid": [round(float(v), 6) for v in centroids[row["identity_id"]].vector],
+                    "tracks": row["track_ids"],
+                    "cohesion": round(centroids[row["identity_id"]].cohesion, 4),
+                    "num_faces": row["n_faces"],
+                }
+                for row in rows
+                if row["identity_id"] in centroids
+            },
+            "within_episode": {
+                "groups": found.groups,
+                "merged_count": sum(len(g["cluster_ids"]) - 1 for g in found.groups),
+                "protected_pairs": found.protected_pairs,
+            },
+            "across_episodes": {
+                "assigned": found.assigned,
+                "suggestions": found.suggestions,
+                "ambiguous": found.ambiguous,
+                "conflicts": found.conflicts,
+                "new_people_count": 0,
+                "new_people": [],
+                "warnings": [],
+            },
+        },
+        "warnings": warnings,
+    }
+    return episode.replace(identities=schemas.build_table(rows, schemas.IDENTITY_SCHEMA)), outcome
+
+
+def _share_a_frame(a: Row, b: Row, shared: set[tuple[int, int]]) -> bool:
+    return any((min(s, t), max(s, t)) in shared for s in a["track_ids"] for t in b["track_ids"])
+
+
+def _name_rows(
+    rows: list[Row], decisions: dict[str, MatchDecision], shared: set[tuple[int, int]], found: _Grouping
+) -> None:
+    """Names the clear cases, the most similar first, so that of two that share a frame the better one gets the name."""
+    holders: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if is_human_named(row) and row["person_id"] is not None:
+            holders[row["person_id"]].append(row)
+    order = sorted(
+        (r for r in rows if r["identity_id"] in decisions),
+        key=lambda r: (-_best_similarity(decisions[r["identity_id"]]), r["identity_id"]),
+    )
+    for row in order:
+        decision = decisions[row["identity_id"]]
+        best = decision.best
+        if row["is_locked"] or is_human_named(row) or best is None:
+            continue
+        row.update(person_id=None, name=None, person_source=None)
+        if decision.status == AMBIGUOUS:
+            found.ambiguous.append(_describe_ambiguous(row, decision))
+        elif decision.status == SUGGESTED:
+            found.suggestions.append(
+                {
+                    "cluster_id": row["identity_id"],
+                    "suggested_person_id": best.person_id,
+                    "distance": round(1 - best.similarity, 4),
+                }
+            )
+        elif decision.status == ASSIGNED:
+            rival = next((o for o in holders[best.person_id] if _share_a_frame(row, o, shared)), None)
+            if rival is not None:
+                found.conflicts.append(
+                    {
+                        "cluster_id": row["identity_id"],
+                        "person_id": best.person_id,
+                        "similarity": round(best.similarity, 4),
+                        "shares_a_frame_with": rival["identity_id"],
+                    }
+                )
+                continue
+            row.update(person_id=best.person_id, name=best.name, person_source=FACEBANK_SOURCE)
+            holders[best.person_id].append(row)
+            found.assigned.append(
+                {
+                    "cluster_id": row["identity_id"],
+                    "person_id": best.person_id,
+                    "distance": round(1 - best.similarity, 4),
+                    "suggested": False,
+                    "seed_match": True,
+                }
+            )
+
+
+def _best_similarity(decision: MatchDecision) -> float:
+    return decision.best.similarity if decision.best is not None else -1.0
+
+
+def _describe_ambiguous(row: Row, decision: MatchDecision) -> Row:
+    return {
+        "cluster_id": row["identity_id"],
+        "candidates": [
+            {"person_id": p.person_id, "name": p.name, "similarity": round(p.similarity, 4)}
+            for p in (decision.best, decision.second)
+            if p is not None
+        ],
+    }
+
+
+def _merge_rows(rows: list[Row], shared: set[tuple[int, int]], found: _Grouping) -> list[Row]:
+    """Merges identities of one person, unless one is locked or they share a frame."""
+    by_person: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["person_id"] is not None:
+            by_person[row["person_id"]].append(row)
+    gone: set[str] = set()
+    for person_id in sorted(by_person):
+        members = sorted(by_person[person_id], key=_survivor_rank)
+        for i, survivor in enumerate(members):
+            if survivor["identity_id"] in gone:
+                continue
+            merged = [survivor["identity_id"]]
+            for other in members[i + 1 :]:
+                if other["identity_id"] in gone:
+                    continue
+                reason = _why_apart(survivor, other, shared)
+                if reason is not None:
+                    found.protected_pairs.append(
+                        {"cluster_ids": [survivor["identity_id"], other["identity_id"]], "reason": reason}
+                    )
+                    continue
+                survivor["track_ids"] = sorted(survivor["track_ids"] + other["track_ids"])
+                survivor["outlier_reason"] = None
+                merged.append(other["identity_id"])
+                gone.add(other["identity_id"])
+            if len(merged) > 1:
+                found.groups.append({"cluster_ids": merged, "person_id": person_id})
+    return [row for row in rows if row["identity_id"] not in gone]
+
+
+def _survivor_rank(row: Row) -> tuple[bool, bool, bool, int, str]:
+    return (
+        not row["is_locked"],
+        not is_human_named(row),
+        row["raw"] is None,
+        -len(row["track_ids"]),
+        row["identity_id"],
+    )
+
+
+def _why_apart(a: Row, b: Row, shared: set[tuple[int, int]]) -> str | None:
+    if a["is_locked"] or b["is_locked"]:
+        return "locked"
+    if is_human_named(a) and is_human_named(b) and a["name"] != b["name"]:
+        return "named differently"
+    return "share a frame" if _share_a_frame(a, b, shared) else None

@@ -1,0 +1,181 @@
+"""Identity rows: which tracks may not meet, how earlier identities live on, and the figures kept with each."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from cleanup import schemas
+from cleanup.algorithms.box_association import compute_iou_matrix
+from cleanup.algorithms.embedding_pooling import Centroid, PooledTrack, compute_centroid
+from cleanup.episode import Episode, format_identity_id
+from cleanup.phases.track_samples import pool_tracks
+from cleanup.settings import PoolingSettings, ReclusterSettings
+
+FACEBANK_SOURCE = "facebank"
+# Two boxes of one frame that overlap this much are one face found twice, not two people.
+_SAME_FACE_IOU = 0.5
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A group of tracks on its way to becoming an identity."""
+
+    track_ids: tuple[int, ...]
+    outlier_reason: str | None = None
+
+
+def is_human_named(row: Mapping[str, Any]) -> bool:
+    """Whether a person gave this identity its name; what the Facebank gave carries its source."""
+    return (row["person_id"] is not None or row["name"] is not None) and row["person_source"] != FACEBANK_SOURCE
+
+
+def find_shared_frames(episode: Episode) -> set[tuple[int, int]]:
+    """Pairs of tracks (lower id first) that have two different faces in some frame."""
+    table = episode.boxes
+    frames, tracks = schemas.ints_of(table, "frame_idx"), schemas.ints_of(table, "track_id")
+    boxes = schemas.matrix_of(table["bbox"], 4)
+    order = np.argsort(frames, kind="stable")
+    pairs: set[tuple[int, int]] = set()
+    for rows in np.split(order, np.flatnonzero(np.diff(frames[order])) + 1):
+        if len(rows) < 2:
+            continue
+        apart = np.triu(compute_iou_matrix(boxes[rows], boxes[rows]) < _SAME_FACE_IOU, k=1)
+        for i, j in np.argwhere(apart):
+            a, b = int(tracks[rows[i]]), int(tracks[rows[j]])
+            if a != b:
+                pairs.add((min(a, b), max(a, b)))
+    return pairs
+
+
+def find_named_apart(episode: Episode) -> set[tuple[int, int]]:
+    """Pairs of tracks whose identities a person named differently."""
+    by_name: dict[str, list[int]] = defaultdict(list)
+    for row in episode.identities.to_pylist():
+        if is_human_named(row):
+            by_name[row["person_id"] or row["name"]].extend(row["track_ids"])
+    names = sorted(by_name)
+    return {
+        (min(a, b), max(a, b))
+        for i, first in enumerate(names)
+        for second in names[i + 1 :]
+        for a in by_name[first]
+        for b in by_name[second]
+    }
+
+
+def carry_over(episode: Episode, clusters: Sequence[Cluster]) -> list[dict[str, Any]]:
+    """Identity rows for clusters; ids, labels, locks and dates of earlier identities live on.
+
+    Each earlier identity goes to the cluster that holds most of its faces. Where several go to one cluster, one that a
+    person named comes first, then the one with more faces there. Locked identities are not among the clusters and stay
+    as they are.
+
+    Args:
+        episode: With the earlier identities.
+        clusters: The new grouping of all tracks that are in no locked identity.
+    """
+    earlier = episode.identities.to_pylist()
+    n_faces = Counter(episode.faces["track_id"].to_pylist())
+    cluster_of = {t: i for i, c in enumerate(clusters) for t in c.track_ids}
+    heirs: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+    for place, row in enumerate(earlier):
+        if row["is_locked"]:
+            continue
+        held: Counter[int] = Counter()
+        for track_id in row["track_ids"]:
+            if track_id in cluster_of:
+                held[cluster_of[track_id]] += max(n_faces[track_id], 1)
+        if held:
+            cluster, n_held = min(held.items(), key=lambda item: (-item[1], item[0]))
+            heirs[cluster].append((int(not is_human_named(row)), -n_held, place))
+    rows: dict[int, dict[str, Any]] = {}
+    fresh: list[dict[str, Any]] = []
+    for i, cluster in enumerate(clusters):
+        if heirs[i]:
+            place = min(heirs[i])[2]
+            rows[place] = {**earlier[place], "track_ids": sorted(cluster.track_ids)}
+            rows[place]["outlier_reason"] = cluster.outlier_reason
+        else:
+            row: dict[str, Any] = dict.fromkeys(schemas.IDENTITY_SCHEMA.names)
+            row.update(track_ids=sorted(cluster.track_ids), is_locked=False, outlier_reason=cluster.outlier_reason)
+            fresh.append(row)
+    rows.update({place: row for place, row in enumerate(earlier) if row["is_locked"]})
+    number = max((_number_of(row["identity_id"]) for row in earlier), default=0)
+    for row in sorted(fresh, key=lambda r: r["track_ids"][0]):
+        number += 1
+        row["identity_id"] = format_identity_id(episode.dialect, number)
+    return [rows[place] for place in sorted(rows)] + sorted(fresh, key=lambda r: r["identity_id"])
+
+
+def _number_of(identity_id: str) -> int:
+    match = re.search(r"(\d+)$", identity_id)
+    return int(match[1]) if match else 0
+
+
+def compute_centroids(episode: Episode, pooled: Mapping[int, PooledTrack]) -> dict[str, Centroid]:
+    """The centroid of every identity that has a track with an embedding."""
+    centroids = {}
+    for identity_id, track_ids in zip(
+        episode.identities["identity_id"].to_pylist(), episode.identities["track_ids"].to_pylist(), strict=True
+    ):
+        vectors = [pooled[t].vector for t in track_ids if t in pooled]
+        if vectors:
+            centroids[identity_id] = compute_centroid(np.array(vectors))
+    return centroids
+
+
+def refresh_identity_figures(episode: Episode, pooling: PoolingSettings, recluster: ReclusterSettings) -> Episode:
+    """Brings the figures kept with the identities up to date: sizes, cohesion, and the document's summary."""
+    centroids = compute_centroids(episode, pool_tracks(episode, pooling))
+    n_faces = Counter(episode.embedded_faces["track_id"].to_pylist())
+    rows = episode.identities.to_pylist()
+    for row in rows:
+        centroid = centroids.get(row["identity_id"])
+        row["n_faces"] = sum(n_faces[t] for t in row["track_ids"])
+        row["centroid_norm"] = None if centroid is None else round(centroid.norm, 4)
+        row["cohesion"] = None if centroid is None else round(centroid.cohesion, 4)
+    return episode.replace(
+        identities=schemas.build_table(rows, schemas.IDENTITY_SCHEMA),
+        identity_document=_summarise(episode, rows, recluster),
+    )
+
+
+def _summarise(episode: Episode, rows: list[dict[str, Any]], settings: ReclusterSettings) -> bytes:
+    document = orjson.loads(episode.identity_document)
+    sizes = [len(row["track_ids"]) for row in rows]
+    n_tracks, n_singletons = len(episode.tracks), sum(s == 1 for s in sizes)
+    if episode.is_normalised:
+        metadata = document.setdefault("metadata", {})
+        metadata.update(
+            ep_id=episode.ep_id,
+            num_tracks=n_tracks,
+            num_clusters=len(rows),
+            num_singletons=n_singletons,
+            singleton_fraction=round(n_singletons / len(rows), 4) if rows else 0.0,
+            largest_cluster_size=max(sizes, default=0),
+            largest_cluster_fraction=round(max(sizes, default=0) / n_tracks, 4),
+            cluster_thresh=settings.cluster_thresh,
+            min_cluster_size=settings.min_cluster_size,
+            algorithm="agglomerative",
+            linkage="average",
+        )
+    else:
+        document.setdefault("ep_id", episode.ep_id)
+        document.setdefault("config", {}).update(
+            cluster_thresh=settings.cluster_thresh,
+            min_cluster_size=settings.min_cluster_size,
+            min_identity_sim=settings.min_identity_sim,
+        )
+        document.setdefault("stats", {}).update(
+            faces=len(episode.embedded_faces),
+            clusters=len(rows),
+            outlier_tracks=sum(row["outlier_reason"] is not None for row in rows),
+        )
+    return orjson.dumps(document)

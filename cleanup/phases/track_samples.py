@@ -1,0 +1,112 @@
+"""What the gate, the quality gates and the pooling see of each track, drawn from an episode's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from cleanup import schemas
+from cleanup.algorithms.appearance_gate import Candidate, GateThresholds, find_changes
+from cleanup.algorithms.embedding_pooling import PooledTrack, pool_faces
+from cleanup.algorithms.face_quality import estimate_trust
+from cleanup.episode import Episode
+from cleanup.settings import PoolingSettings, SplitTracksSettings
+
+
+@dataclass(frozen=True)
+class TrackSamples:
+    """The embedded samples of one track in time order.
+
+    Attributes:
+        track_id: The track.
+        frames: Frame numbers, shape (n,).
+        times_s: Times in seconds, shape (n,).
+        boxes: Boxes in the episode's unit, shape (n, 4).
+        embeddings: Unit rows, shape (n, d).
+        trust: Trust 0..1 in each embedding, shape (n,).
+    """
+
+    track_id: int
+    frames: NDArray[np.int64]
+    times_s: NDArray[np.float64]
+    boxes: NDArray[np.float64]
+    embeddings: NDArray[np.float32]
+    trust: NDArray[np.float64]
+
+
+def group_rows(track_ids: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """(track id, row numbers in table order) for every track, ascending."""
+    order = np.argsort(track_ids, kind="stable")
+    if len(order) == 0:
+        return
+    bounds = np.flatnonzero(np.diff(track_ids[order])) + 1
+    for rows in np.split(order, bounds):
+        yield int(track_ids[rows[0]]), rows
+
+
+def iterate_samples(episode: Episode) -> Iterator[TrackSamples]:
+    """Samples of every track that has any: the observations, or without a pass over the pixels faces.jsonl."""
+    if episode.observations is not None:
+        table = episode.observations.filter(pc.is_valid(episode.observations["embedding"]))
+        norms, sharpness = schemas.floats_of(table, "norm"), schemas.floats_of(table, "sharpness")
+    else:
+        table = episode.embedded_faces
+        norms, sharpness = np.ones(len(table)), np.full(len(table), np.nan)
+    frames, times = schemas.ints_of(table, "frame_idx"), schemas.floats_of(table, "ts")
+    boxes, embeddings = schemas.matrix_of(table["bbox"], 4), schemas.embeddings_of(table)
+    for track_id, rows in group_rows(schemas.ints_of(table, "track_id")):
+        rows = rows[np.argsort(frames[rows], kind="stable")]
+        yield TrackSamples(
+            track_id,
+            frames[rows],
+            times[rows],
+            boxes[rows],
+            embeddings[rows],
+            estimate_trust(norms[rows], sharpness[rows]),
+        )
+
+
+def gate_thresholds(settings: SplitTracksSettings) -> GateThresholds:
+    """The gate's thresholds from its settings."""
+    return GateThresholds(
+        hard=settings.gate_hard,
+        soft=settings.gate_soft,
+        streak=settings.gate_streak,
+        min_iou=settings.gate_iou,
+        prototype_momentum=settings.gate_proto_momentum,
+        same_person=settings.gate_same_person,
+    )
+
+
+def find_track_changes(samples: TrackSamples, settings: SplitTracksSettings) -> list[Candidate]:
+    """The gate's candidates in one track, confirmed and refused."""
+    return find_changes(
+        samples.embeddings, samples.boxes, samples.times_s, samples.trust, gate_thresholds(settings)
+    )
+
+
+def count_switches(episode: Episode, settings: SplitTracksSettings) -> int:
+    """Places where the gate sees the person change inside a track."""
+    return sum(sum(c.is_split for c in find_track_changes(s, settings)) for s in iterate_samples(episode))
+
+
+def pool_tracks(episode: Episode, settings: PoolingSettings) -> dict[int, PooledTrack]:
+    """The pooled vector of every track that has an embedded face."""
+    faces = episode.embedded_faces
+    embeddings, quality = schemas.embeddings_of(faces), schemas.floats_of(faces, "quality")
+    frames = schemas.ints_of(faces, "frame_idx")
+    pooled = {}
+    for track_id, rows in group_rows(schemas.ints_of(faces, "track_id")):
+        rows = rows[np.argsort(frames[rows], kind="stable")]
+        pooled[track_id] = pool_faces(
+            embeddings[rows],
+            quality[rows],
+            max_samples=settings.prototype_max_samples,
+            sim_delta=settings.prototype_sim_delta,
+            sim_min=settings.prototype_sim_min,
+        )
+    return pooled
