@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from cleanup.errors import ArtifactError
 
 DOCUMENTED, EMITTED = "documented", "emitted"
-_EP_ID = re.compile(r"(?P<show>[A-Za-z0-9](?:[A-Za-z0-9_-]{0,99}))-s\d{2,3}e\d{2,4}")
+_SHOW = r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
+_EP_ID = re.compile(rf"(?P<show>{_SHOW})-s\d{{2,3}}e\d{{2,4}}")
 
 
 def check_ep_id(ep_id: str) -> str:
@@ -27,6 +28,17 @@ def check_ep_id(ep_id: str) -> str:
             f"episode id {ep_id!r} is not of the form show-s05e02 (letters, digits, - and _ before the suffix)"
         )
     return ep_id
+
+
+def check_show(show: str) -> str:
+    """Returns the name of a show, checked by the rule of episode ids.
+
+    Raises:
+        ArtifactError: It holds something else than letters, digits, - and _.
+    """
+    if not re.fullmatch(_SHOW, show):
+        raise ArtifactError(f"show {show!r} may hold letters, digits, - and _ only, as in its episode ids")
+    return show
 
 
 def show_of(ep_id: str) -> str:

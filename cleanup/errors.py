@@ -48,3 +48,8 @@ class EngineError(CleanupError):
     """The engine failed: a worker died, Ray did not start. The input may be fine."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

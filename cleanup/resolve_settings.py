@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from cleanup.errors import SettingsError
 from cleanup.settings import DEFAULT_PROFILE, PROFILE_VARIABLE, PROFILES_FILE, SPECS, Settings, SettingSpec
@@ -51,15 +53,16 @@ class ResolvedSettings:
 
 
 def hide_password(dsn: str) -> str:
-    """A DSN without its password, in URL or keyword form, fit for logs, reports and messages."""
-    from psycopg.conninfo import conninfo_to_dict, make_conninfo
-
-    try:
-        parts = conninfo_to_dict(dsn)
-    except Exception:  # noqa: BLE001 -- whatever cannot be parsed is not shown at all
-        return "(unreadable DSN)"
-    kept = {k: v for k, v in parts.items() if k in {"host", "hostaddr", "port", "dbname", "user"}}
-    return make_conninfo("", **kept)
+    """Host, port, database and user of a DSN in URL or keyword form: fit for logs, reports and messages."""
+    if "://" in dsn:
+        try:
+            parts = urlsplit(dsn)
+            where = f"{parts.hostname or ''}:{parts.port}" if parts.port else parts.hostname or ""
+        except ValueError:
+            return "(unreadable DSN)"
+        return f"{parts.scheme}://{parts.username + '@' if parts.username else ''}{where}{parts.path}"
+    shown = re.findall(r"\b(host|hostaddr|port|dbname|user)\s*=\s*('[^']*'|\S+)", dsn)
+    return " ".join(f"{key}={value}" for key, value in shown) or "(unreadable DSN)"
 
 
 def find_config_dir(explicit: str | None, environment: Mapping[str, str]) -> Path:

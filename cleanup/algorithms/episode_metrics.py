@@ -7,15 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from cleanup.algorithms.targets import TARGETS
+
 _SHORT_S = 1.0
-# Targets of the report: the metric must stay below.
-TARGETS: Mapping[str, float] = {
-    "tracks_per_minute": 30.0,
-    "short_track_fraction": 0.20,
-    "id_switch_rate": 0.05,
-    "singleton_fraction": 0.30,
-    "largest_cluster_fraction": 0.40,
-}
 _IN_WORDS = {
     "tracks_per_minute": "tracks per minute: faces are lost and found again too often",
     "short_track_fraction": "of the tracks are shorter than a second",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -235,11 +235,3 @@ class _ShardPass:
             self._n_sampled += 1
             if self._on_faces is not None:
                 self._on_faces(self._n_sampled)
-
-
-def iterate_shards(samples: pa.Table, plan: list[list[int]]) -> Iterator[pa.Table]:
-    """The sample table cut by a shard plan (lineage ids per shard)."""
-    import pyarrow.compute as pc
-
-    for lineage_ids in plan:
-        yield samples.filter(pc.is_in(samples["lineage_id"], pa.array(lineage_ids, pa.int64())))

@@ -8,6 +8,7 @@ for, two ONNX Runtime distributions in one environment, a folder with two recogn
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import importlib.metadata
 import io
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleanup.algorithms.face_alignment import CROP_SIZE
-from cleanup.errors import ModelError
+from cleanup.errors import ModelError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +49,14 @@ class ModelSpec:
 
     Attributes:
         directory: Folder that holds the ONNX files.
-        device: ``cpu``, ``cuda``, ``mps`` or ``auto``.
+        device: Device of the detector: ``cpu``, ``cuda``, ``mps`` or ``auto``.
+        embed_device: Device of the recogniser, or ``same``.
         n_threads: Threads for one session; 0 means all cores.
     """
 
     directory: str
     device: str = "auto"
+    embed_device: str = "same"
     n_threads: int = 0
 
 
@@ -88,7 +91,7 @@ def resolve_model_directory(name_or_dir: str) -> Path:
     except Exception as error:  # noqa: BLE001 -- the download library raises requests', urllib's and plain errors
         raise ModelError(
             f"model pack {name_or_dir!r} is neither a folder nor in {root}/models and could not be downloaded "
-            f"({_first_line(error)}); give --models a folder that holds a detector and a recogniser"
+            f"({first_line(error)}); give --models a folder that holds a detector and a recogniser"
         ) from error
 
 
@@ -120,7 +123,7 @@ def _kind_of_model(path: Path) -> str | None:
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
     except (DecodeError, OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a readable ONNX file ({_first_line(error)})") from error
+        raise ModelError(f"{path}: not a readable ONNX file ({first_line(error)})") from error
     if not graph.input:
         raise ModelError(f"{path}: not a readable ONNX file (it has no input)")
     if len(graph.output) >= _MIN_DETECTOR_OUTPUTS:
@@ -151,8 +154,13 @@ def check_onnxruntime_distribution() -> str:
     return found[0]
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def has_nvidia_driver() -> bool:
+    """Whether this machine has an NVIDIA driver; the CUDA provider is listed by ONNX Runtime even where none is."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _providers_for(device: str) -> list[str]:
@@ -160,8 +168,9 @@ def _providers_for(device: str) -> list[str]:
 
     available = onnxruntime.get_available_providers()
     if device == "auto":
-        order = [PROVIDER_OF_DEVICE["cuda"], PROVIDER_OF_DEVICE["mps"]]
-        return [p for p in order if p in available] + [PROVIDER_OF_DEVICE["cpu"]]
+        device = "cuda" if has_nvidia_driver() else "mps" if PROVIDER_OF_DEVICE["mps"] in available else "cpu"
+        provider = PROVIDER_OF_DEVICE[device]
+        return list(dict.fromkeys([provider, PROVIDER_OF_DEVICE["cpu"]])) if provider in available else ["CPUExecutionProvider"]
     if device not in PROVIDER_OF_DEVICE:
         raise ModelError(f"device {device!r} is not one of auto, cpu, cuda, mps")
     provider = PROVIDER_OF_DEVICE[device]
@@ -185,7 +194,7 @@ def _load(path: Path, device: str, n_threads: int) -> Any:
     except ModelError:
         raise
     except Exception as error:  # noqa: BLE001 -- ONNX Runtime raises a dozen unrelated classes for a bad file
-        raise ModelError(f"{path}: ONNX Runtime cannot load it ({_first_line(error)})") from error
+        raise ModelError(f"{path}: ONNX Runtime cannot load it ({first_line(error)})") from error
     if model is None:
         raise ModelError(f"{path}: neither a face detector nor a face recogniser that InsightFace knows")
     used = model.session.get_providers()[0]
@@ -306,6 +315,10 @@ class FaceModels:
                 "provider": recogniser.provider,
             }
         }
+        if recogniser.provider == PROVIDER_OF_DEVICE["cpu"] and has_nvidia_driver():
+            described["recogniser"]["note"] = (
+                "there is an NVIDIA driver but ONNX Runtime runs on the CPU; cleanup doctor says what is missing"
+            )
         if self.detector is not None:
             detector = self.detector
             described["detector"] = {
@@ -324,6 +337,7 @@ def load_models(spec: ModelSpec) -> FaceModels:
     """
     check_onnxruntime_distribution()
     files = find_model_files(Path(spec.directory))
-    recogniser = FaceRecogniser(files.recogniser, spec.device, spec.n_threads)
+    embed_device = spec.device if spec.embed_device == "same" else spec.embed_device
+    recogniser = FaceRecogniser(files.recogniser, embed_device, spec.n_threads)
     detector = FaceDetector(files.detector, spec.device, spec.n_threads) if files.detector else None
     return FaceModels(recogniser, detector)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +78,7 @@ def group_clusters(
     for match in matches:
         people[ids[match.index]].append(PersonSimilarity(match.person_id, match.name, match.similarity))
     rows = episode.identities.to_pylist()
+    shared = find_shared_frames(episode)
     found = _Grouping()
     warnings = []
     if ids and not matches:
@@ -89,8 +90,9 @@ def group_clusters(
             )
             for i in ids
         }
-        _name_rows(rows, decisions, find_shared_frames(episode), found)
-    rows = _merge_rows(rows, find_shared_frames(episode), found)
+        _name_rows(rows, decisions, shared, found)
+    rows = _merge_rows(rows, shared, found)
+    n_faces = Counter(episode.embedded_faces["track_id"].to_pylist())
     outcome = {
         "clusters_grouped": sum(len(g["cluster_ids"]) for g in found.groups),
         "auto_assigned_identities": len(found.assigned),
@@ -101,7 +103,7 @@ def group_clusters(
                     "centroid": [round(float(v), 6) for v in centroids[row["identity_id"]].vector],
                     "tracks": row["track_ids"],
                     "cohesion": round(centroids[row["identity_id"]].cohesion, 4),
-                    "num_faces": row["n_faces"],
+                    "num_faces": sum(n_faces[t] for t in row["track_ids"]),
                 }
                 for row in rows
                 if row["identity_id"] in centroids

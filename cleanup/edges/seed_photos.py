@@ -1,0 +1,134 @@
+"""Turns photos of known people into seeds: one face each, aligned and embedded."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cleanup.algorithms.face_alignment import CROP_SIZE, estimate_pose, estimate_similarity
+from cleanup.edges.onnx_models import DetectedFace, FaceModels
+from cleanup.edges.postgres_facebank import Seed
+from cleanup.errors import FacebankError, ModelError
+
+_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
+_PERSON_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+# A face cropped tight is missed by SCRFD; with a black border of half the picture's size it is found.
+_MARGINS = (0.0, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class PhotoOutcome:
+    """What became of one photo: a seed, or the reason why not."""
+
+    path: Path
+    person_id: str
+    seed: Seed | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class SeedRules:
+    """Which photos may become seeds.
+
+    Attributes:
+        min_confidence: Detector confidence a face must reach.
+        max_yaw_deg: A head turned further is refused; None checks no pose.
+        use_largest: Of several faces take the largest instead of refusing the photo.
+        is_aligned: The photos are aligned 112x112 crops already; nothing is detected.
+    """
+
+    min_confidence: float
+    max_yaw_deg: float | None
+    use_largest: bool = False
+    is_aligned: bool = False
+
+
+def find_photos(folder: Path) -> list[tuple[str, Path]]:
+    """(person id, photo) for every DIR/person/*.jpg|jpeg|png, in order.
+
+    Raises:
+        FacebankError: The folder does not exist, holds no photos, or a person's folder has an impossible name.
+    """
+    if not folder.is_dir():
+        raise FacebankError(f"{folder}: no such folder; it should hold one folder of photos per person")
+    photos = []
+    for person in sorted(p for p in folder.iterdir() if p.is_dir()):
+        if not _PERSON_ID.fullmatch(person.name):
+            raise FacebankError(f"{person}: the folder's name is the person id and may hold letters, digits, - and _ only")
+        photos += [(person.name, p) for p in sorted(person.iterdir()) if p.suffix.lower() in _IMAGE_SUFFIXES]
+    if not photos:
+        raise FacebankError(f"{folder}: no photos found; expected {folder}/PERSON/*.jpg or *.png")
+    return photos
+
+
+def name_from_id(person_id: str) -> str:
+    """A name for people from a person id: ``lin-manuel-miranda`` -> ``Lin Manuel Miranda``."""
+    return " ".join(part.capitalize() for part in re.split(r"[-_]+", person_id) if part)
+
+
+def embed_photos(photos: list[tuple[str, Path]], models: FaceModels, rules: SeedRules) -> Iterator[PhotoOutcome]:
+    """Makes a seed of each photo or says why not; in order, one at a time."""
+    if models.detector is None and not rules.is_aligned:
+        raise ModelError("the model folder has no face detector; enrolment needs one, or aligned crops with --aligned")
+    for person_id, path in photos:
+        content = path.read_bytes()
+        # IMREAD_COLOR turns the picture upright by its EXIF orientation.
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+        if image is None:
+            yield PhotoOutcome(path, person_id, None, "not a readable picture")
+            continue
+        rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        crop, confidence, problem = _aligned_crop(rgb, models, rules)
+        if crop is None:
+            yield PhotoOutcome(path, person_id, None, problem)
+            continue
+        vector = models.recogniser.embed(crop[None])[0]
+        norm = float(np.linalg.norm(vector))
+        if not np.isfinite(norm) or norm == 0:
+            yield PhotoOutcome(path, person_id, None, "the model gives no embedding for it")
+            continue
+        digest = hashlib.sha256(content).hexdigest()
+        seed = Seed(person_id, name_from_id(person_id), path.name, digest, vector / np.float32(norm), confidence)
+        yield PhotoOutcome(path, person_id, seed)
+
+
+def _aligned_crop(
+    image: NDArray[np.uint8], models: FaceModels, rules: SeedRules
+) -> tuple[NDArray[np.uint8] | None, float, str]:
+    if rules.is_aligned:
+        if image.shape[:2] != (CROP_SIZE, CROP_SIZE):
+            return None, 0.0, f"{image.shape[1]}x{image.shape[0]} instead of an aligned {CROP_SIZE}x{CROP_SIZE} crop"
+        return image, 1.0, ""
+    faces = _find_faces(image, models, rules.min_confidence)
+    if not faces:
+        return None, 0.0, "no face found"
+    if len(faces) > 1 and not rules.use_largest:
+        return None, 0.0, f"{len(faces)} faces found; crop the photo to one, or use --largest"
+    face = max(faces, key=lambda f: float((f.bbox[2:] - f.bbox[:2]).prod()))
+    landmarks = face.landmarks[None]
+    yaw = float(estimate_pose(landmarks)[0][0])
+    if rules.max_yaw_deg is not None and abs(yaw) > rules.max_yaw_deg:
+        return None, 0.0, f"the head is turned by {abs(yaw):.0f} degrees, more than {rules.max_yaw_deg:.0f}"
+    crop = cv2.warpAffine(image, estimate_similarity(landmarks)[0], (CROP_SIZE, CROP_SIZE), borderValue=0.0)
+    return crop, face.confidence, ""
+
+
+def _find_faces(image: NDArray[np.uint8], models: FaceModels, min_confidence: float) -> list[DetectedFace]:
+    """Faces in pixels of the picture itself, tried with growing borders until there is one."""
+    assert models.detector is not None
+    height, width = image.shape[:2]
+    for margin in _MARGINS:
+        dy, dx = int(height * margin), int(width * margin)
+        padded = cv2.copyMakeBorder(image, dy, dy, dx, dx, cv2.BORDER_CONSTANT) if margin else image
+        faces = models.detector.detect(padded, min_confidence)
+        if faces:
+            shift = np.array([dx, dy], np.float32)
+            return [DetectedFace(f.bbox - np.tile(shift, 2), f.landmarks - shift, f.confidence) for f in faces]
+    return []

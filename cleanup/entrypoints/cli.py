@@ -1,0 +1,331 @@
+"""The ``cleanup`` command. Heavy modules are imported by the commands that need them, not at start."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from cleanup.entrypoints.options import (
+    ACTIONS,
+    CONFIG_DIR,
+    EP_ID,
+    JSON_OUTPUT,
+    OUT_ROOT,
+    PROFILE,
+    VIDEO,
+    fold_actions,
+    with_setting_options,
+)
+from cleanup.errors import CleanupError
+
+if TYPE_CHECKING:
+    from cleanup.edges.seed_photos import PhotoOutcome
+    from cleanup.resolve_settings import ResolvedSettings
+
+EXIT_INTERRUPTED = 130
+
+
+class _ActionsGroup(TyperGroup):
+    """Lets --actions take several words, as in ``--actions split_tracks reembed``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, fold_actions(args))
+
+
+app = typer.Typer(
+    name="cleanup",
+    cls=_ActionsGroup,
+    help="Refines the face tracks, embeddings and identities of TV and film episodes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+facebank_app = typer.Typer(help="The known people: photos in, names out.", no_args_is_help=True)
+app.add_typer(facebank_app, name="facebank")
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the process with one line and the right exit code; SIGTERM stops a run as Ctrl-C does."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except CleanupError as error:
+        typer.echo(f"cleanup: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        typer.echo("cleanup: interrupted; nothing was written", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _resolve(settings: Mapping[str, Any], profile: str | None, config_dir: str | None) -> ResolvedSettings:
+    from cleanup.resolve_settings import resolve_for_run
+
+    return resolve_for_run(settings, profile, config_dir)
+
+
+def _set_up_logging(verbosity: int) -> None:
+    level = logging.WARNING if verbosity == 0 else logging.INFO if verbosity == 1 else logging.DEBUG
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+
+
+@app.command("run")
+@with_setting_options()
+def run_command(
+    ep_id: EP_ID,
+    video: VIDEO = None,
+    profile: PROFILE = None,
+    actions: ACTIONS = None,
+    write_back: Annotated[
+        bool,
+        typer.Option(
+            "--write-back/--no-write-back",
+            help="Replace the episode's artifacts. Without it only a report and progress are written, in a run folder.",
+        ),
+    ] = False,
+    out_root: OUT_ROOT = None,
+    progress_file: Annotated[
+        str | None, typer.Option("--progress-file", help="Where progress goes.", show_default=False)
+    ] = None,
+    config_dir: CONFIG_DIR = None,
+    json_output: JSON_OUTPUT = False,
+    verbose: Annotated[int, typer.Option("-v", "--verbose", count=True, help="Say more; twice for everything.")] = 0,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no tables.")] = False,
+    **settings: Any,
+) -> None:
+    """Refines one episode.
+
+    cleanup run --ep-id rhobh-s05e02 --profile balanced --actions split_tracks reembed recluster group_clusters --write-back
+    """
+    with one_line_errors():
+        _set_up_logging(verbose)
+        from cleanup.entrypoints.display import make_console, print_report, show_progress
+        from cleanup.entrypoints.episode_job import EpisodeJob, parse_actions, resolve_out_root, run_episode_job
+
+        job = EpisodeJob(
+            ep_id=ep_id,
+            out_root=resolve_out_root(out_root, os.environ),
+            actions=parse_actions(actions),
+            settings=_resolve(settings, profile, config_dir),
+            video=Path(video) if video else None,
+            write_back=write_back,
+            progress_file=Path(progress_file) if progress_file else None,
+        )
+        with show_progress(make_console(is_error=json_output), is_quiet=quiet) as on_progress:
+            result = run_episode_job(job, on_progress)
+        if json_output:
+            _print_json(result.report)
+        elif not quiet:
+            print_report(make_console(), result.report)
+
+
+def _print_json(value: Any) -> None:
+    import orjson
+
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+@app.command("settings")
+@with_setting_options()
+def settings_command(
+    profile: PROFILE = None, config_dir: CONFIG_DIR = None, json_output: JSON_OUTPUT = False, **settings: Any
+) -> None:
+    """Prints every setting with its value, its source and its meaning."""
+    with one_line_errors():
+        from cleanup.settings import SPECS
+
+        resolved = _resolve(settings, profile, config_dir)
+        described = resolved.describe()
+        if json_output:
+            _print_json({name: {**d, "meaning": SPECS[name].metadata["meaning"]} for name, d in described.items()})
+            return
+        from rich.table import Table
+
+        from cleanup.entrypoints.display import make_console
+
+        table = Table(title=f"profile {resolved.profile}", title_justify="left")
+        for heading in ("setting", "value", "source", "meaning"):
+            table.add_column(heading, overflow="fold")
+        for name, entry in described.items():
+            meta = SPECS[name].metadata
+            meaning = meta["meaning"] + (f" ({meta['unit']})" if meta["unit"] else "")
+            table.add_row(name, str(entry["value"]), entry["source"], meaning)
+        make_console().print(table)
+
+
+@app.command("validate")
+def validate_command(ep_id: EP_ID, out_root: OUT_ROOT = None) -> None:
+    """Checks an episode's artifacts and prints every violation with file and line."""
+    with one_line_errors():
+        from cleanup.edges.artifact_files import EpisodePaths, find_violations, read_episode
+        from cleanup.entrypoints.episode_job import resolve_out_root
+
+        paths = EpisodePaths(resolve_out_root(out_root, os.environ), ep_id)
+        problems = find_violations(paths)
+        for problem in problems:
+            typer.echo(problem)
+        if problems:
+            typer.echo(f"{ep_id}: {len(problems)} violation{'s' if len(problems) > 1 else ''}", err=True)
+            raise typer.Exit(CleanupError.exit_code)
+        episode = read_episode(paths)
+        typer.echo(
+            f"{ep_id}: valid, {episode.dialect} dialect, {len(episode.tracks)} tracks, {len(episode.faces)} faces, "
+            f"{len(episode.identities)} identities"
+        )
+
+
+@facebank_app.command("enroll")
+@with_setting_options(["models", "device", "facebank_dsn", "det_thresh"])
+def enroll_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="One folder per person: DIR/person-id/*.jpg|png.")],
+    show: Annotated[str, typer.Option("--show", help="Show the people belong to, as in its episode ids.")],
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    largest: Annotated[bool, typer.Option("--largest", help="Of several faces in a photo take the largest.")] = False,
+    aligned: Annotated[
+        bool, typer.Option("--aligned", help="The photos are aligned 112x112 crops; nothing is detected.")
+    ] = False,
+    json_output: JSON_OUTPUT = False,
+    **settings: Any,
+) -> None:
+    """Adds photos of known people; each with one clear face becomes a seed."""
+    with one_line_errors():
+        from cleanup.edges.onnx_models import ModelSpec, load_models, resolve_model_directory
+        from cleanup.edges.seed_photos import SeedRules, embed_photos, find_photos
+        from cleanup.entrypoints.episode_job import facebank_of, resolve_out_root
+        from cleanup.episode import check_show
+
+        resolved = _resolve(settings, None, config_dir)
+        check_show(show)
+        photos = find_photos(folder)
+        observe, seeds = resolved.settings.observe, resolved.settings.seeds
+        directory = resolve_model_directory(observe.models)
+        models = load_models(ModelSpec(str(directory), observe.device, observe.embed_device))
+        max_yaw = seeds.max_seed_yaw if seeds.check_pose_quality else None
+        rules = SeedRules(observe.det_thresh, max_yaw, use_largest=largest, is_aligned=aligned)
+        outcomes = list(embed_photos(photos, models, rules))
+        with facebank_of(resolved, resolve_out_root(out_root, os.environ)) as facebank:
+            recogniser = models.recogniser
+            found = [o.seed for o in outcomes if o.seed is not None]
+            n_new = facebank.enroll(show, recogniser.name, recogniser.sha256, found)
+        _print_enrolled(show, outcomes, n_new, is_json=json_output)
+        if not found:
+            raise typer.Exit(CleanupError.exit_code)
+
+
+def _print_enrolled(show: str, outcomes: list[PhotoOutcome], n_new: int, *, is_json: bool) -> None:
+    if is_json:
+        files = [{"file": str(o.path), "person_id": o.person_id, "problem": o.problem or None} for o in outcomes]
+        _print_json({"show": show, "enrolled": n_new, "files": files})
+        return
+    for outcome in outcomes:
+        typer.echo(f"{outcome.path}: {outcome.problem or f'{outcome.person_id}, one face'}")
+    n_seeds = sum(o.seed is not None for o in outcomes)
+    n_people = len({o.person_id for o in outcomes if o.seed is not None})
+    typer.echo(
+        f"{show}: {n_new} new seeds of {n_people} people, {n_seeds - n_new} were there already, "
+        f"{len(outcomes) - n_seeds} photos refused"
+    )
+
+
+@facebank_app.command("list")
+@with_setting_options(["facebank_dsn"])
+def list_people_command(
+    show: Annotated[str | None, typer.Option("--show", help="Only this show.")] = None,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    json_output: JSON_OUTPUT = False,
+    **settings: Any,
+) -> None:
+    """Lists the known people with their seeds."""
+    with one_line_errors():
+        import dataclasses
+
+        from cleanup.entrypoints.episode_job import facebank_of, resolve_out_root
+
+        with facebank_of(_resolve(settings, None, config_dir), resolve_out_root(out_root, os.environ)) as facebank:
+            people = facebank.list_people(show)
+        if json_output:
+            _print_json([dataclasses.asdict(p) for p in people])
+            return
+        for person in people:
+            models = ", ".join(person.models) or "none"
+            typer.echo(f"{person.show}\t{person.person_id}\t{person.name}\t{person.n_seeds} seeds\t{models}")
+        if not people:
+            typer.echo("nobody is enrolled; add people with: cleanup facebank enroll --show SHOW DIR", err=True)
+
+
+@facebank_app.command("remove")
+@with_setting_options(["facebank_dsn"])
+def remove_person_command(
+    show: Annotated[str, typer.Option("--show", help="Show of the person.")],
+    person: Annotated[str, typer.Option("--person", help="Person id.")],
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    **settings: Any,
+) -> None:
+    """Removes a person with all seeds."""
+    with one_line_errors():
+        from cleanup.entrypoints.episode_job import facebank_of, resolve_out_root
+
+        with facebank_of(_resolve(settings, None, config_dir), resolve_out_root(out_root, os.environ)) as facebank:
+            n_seeds = facebank.remove(show, person)
+        typer.echo(f"{show}: {person} removed with {n_seeds} seeds")
+
+
+@app.command("doctor")
+@with_setting_options(["models", "device", "embed_device", "facebank_dsn"])
+def doctor_command(
+    out_root: OUT_ROOT = None, config_dir: CONFIG_DIR = None, json_output: JSON_OUTPUT = False, **settings: Any
+) -> None:
+    """Checks what a run needs on this machine and says what to do about each problem."""
+    with one_line_errors():
+        from cleanup.entrypoints.doctor import examine
+        from cleanup.entrypoints.episode_job import resolve_out_root
+
+        findings = examine(_resolve(settings, None, config_dir), resolve_out_root(out_root, os.environ))
+        if json_output:
+            _print_json([{"check": f.check, "ok": f.is_ok, "found": f.text} for f in findings])
+        else:
+            for finding in findings:
+                typer.echo(f"{'ok  ' if finding.is_ok else 'FAIL'} {finding.check}: {finding.text}")
+        if not all(f.is_ok for f in findings):
+            raise typer.Exit(1)
+
+
+@app.command("demo")
+def demo_command(
+    out_root: Annotated[
+        str, typer.Option("--out-root", help="Folder of the demo; made anew at each call.")
+    ] = "cleanup-demo",
+    seed: Annotated[int, typer.Option("--seed", help="Another seed draws another episode.")] = 0,
+) -> None:
+    """Renders a short episode of drawn faces, plants faults in it, and cleans it up."""
+    with one_line_errors():
+        from cleanup.entrypoints.demo import run_demo
+
+        run_demo(Path(out_root).absolute(), seed)
+
+
+def main() -> None:
+    """Entry point of the ``cleanup`` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""What a run shows on a terminal, and in plain lines where there is none."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cleanup.algorithms.targets import TARGETS
+from cleanup.progress import PhaseProgress, ReportProgress
+
+_PLAIN_INTERVAL_S = 5.0
+
+
+@contextmanager
+def show_progress(console: Console, *, is_quiet: bool) -> Iterator[ReportProgress | None]:
+    """A live display on a terminal, otherwise a plain line at each phase and every few seconds."""
+    if is_quiet:
+        yield None
+    elif console.is_terminal:
+        with Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description:<16}"),
+            BarColumn(),
+            TextColumn("{task.fields[counts]:>18}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        ) as display:
+            yield _LiveProgress(display)
+    else:
+        yield _PlainProgress(console)
+
+
+def _counts(event: PhaseProgress, elapsed_s: float) -> str:
+    if event.items_total <= 1:
+        return event.message
+    rate = event.items_done / elapsed_s if elapsed_s > 0 else 0.0
+    return f"{event.items_done}/{event.items_total} {rate:.0f}/s"
+
+
+class _LiveProgress:
+    def __init__(self, display: Progress) -> None:
+        self._display = display
+        self._tasks: dict[str, tuple[TaskID, float]] = {}
+
+    def __call__(self, event: PhaseProgress) -> None:
+        if event.phase not in self._tasks:
+            task = self._display.add_task(event.phase, total=1.0, counts="")
+            self._tasks[event.phase] = (task, time.monotonic())
+        task, started = self._tasks[event.phase]
+        self._display.update(
+            task, completed=event.fraction, counts=_counts(event, time.monotonic() - started)
+        )
+
+
+class _PlainProgress:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._phase, self._started, self._shown = "", 0.0, 0.0
+
+    def __call__(self, event: PhaseProgress) -> None:
+        now = time.monotonic()
+        is_new = event.phase != self._phase
+        if is_new:
+            self._phase, self._started = event.phase, now
+        if is_new or now - self._shown >= _PLAIN_INTERVAL_S:
+            self._shown = now
+            line = f"{event.phase} ({event.phase_index}/{event.phase_total})"
+            counts = _counts(event, now - self._started)
+            self._console.print(f"{line}: {counts}" if counts else line, highlight=False)
+
+
+def print_report(console: Console, report: Mapping[str, Any]) -> None:
+    """The before/after table with targets, what each phase did, warnings in words, and where the files are."""
+    table = Table(title=f"{report['ep_id']}: {', '.join(report['actions_completed'])}", title_justify="left")
+    table.add_column("")
+    for heading in ("before", "after", "target"):
+        table.add_column(heading, justify="right")
+    for name in ("tracks", "faces", "clusters"):
+        table.add_row(name, str(report[f"{name}_before"]), str(report[f"{name}_after"]), "")
+    for name, target in TARGETS.items():
+        before, after = report["metrics_before"][name], report["metrics_after"][name]
+        style = "green" if after < target else "yellow"
+        table.add_row(name.replace("_", " "), f"{before:.3g}", f"[{style}]{after:.3g}[/{style}]", f"< {target:g}")
+    console.print(table)
+    for line in _phase_lines(report):
+        console.print(line, highlight=False, soft_wrap=True)
+    for warning in report["warnings"]:
+        console.print(f"[yellow]warning:[/yellow] {warning}", highlight=False, soft_wrap=True)
+    _print_files(console, report)
+
+
+def _phase_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    if "split_tracks" in report:
+        part = report["split_tracks"]
+        yield f"split_tracks: {part['tracks_split']} tracks split, {part['new_tracks_created']} new pieces"
+    if "reembed" in report:
+        part = report["reembed"]
+        reasons = ", ".join(f"{n} {reason}" for reason, n in part["rejected_by_reason"].items())
+        yield f"reembed: {part['faces_rejected']} faces rejected" + (f" ({reasons})" if reasons else "")
+    if "recluster" in report:
+        part = report["recluster"]
+        yield f"recluster: {part['tracks_ejected']} tracks ejected, {part['singletons_attached']} singletons attached"
+    if "group_clusters" in report:
+        part = report["group_clusters"]
+        merged = report["grouping"]["within_episode"]["merged_count"]
+        yield f"group_clusters: {part['auto_assigned_identities']} identities named, {merged} merged"
+        for item in part["ambiguous"]:
+            near = " or ".join(f"{c['name']} ({c['similarity']:.2f})" for c in item["candidates"])
+            yield f"  ambiguous: {item['cluster_id']} may be {near}; not named"
+        for item in report["grouping"]["across_episodes"]["conflicts"]:
+            yield (
+                f"  conflict: {item['cluster_id']} looks like {item['person_id']} but shares a frame with "
+                f"{item['shares_a_frame_with']}; not named"
+            )
+
+
+def _print_files(console: Console, report: Mapping[str, Any]) -> None:
+    files = report["files"]
+    if not report["write_back"]:
+        console.print("nothing written back (add --write-back)", highlight=False)
+    elif not files["changed"]:
+        console.print("nothing changed, nothing written back", highlight=False)
+    else:
+        console.print("written:", highlight=False)
+        for path in files["changed"]:
+            console.print(f"  {path}", highlight=False, soft_wrap=True)
+        console.print(f"backup of what was there: {files['backup']}", highlight=False, soft_wrap=True)
+    console.print(f"report: {files['report']}", highlight=False, soft_wrap=True)
+
+
+def make_console(*, is_error: bool = False) -> Console:
+    """A console for standard output, or for standard error where results go elsewhere."""
+    return Console(file=sys.stderr if is_error else sys.stdout)

@@ -1,0 +1,126 @@
+"""``cleanup doctor``: what a run needs on this machine, checked by using it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cleanup.errors import CleanupError, first_line
+from cleanup.resolve_settings import ResolvedSettings
+
+_MIN_PYTHON = (3, 11)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what was found, and whether a run can work with it."""
+
+    check: str
+    is_ok: bool
+    text: str
+
+
+def examine(settings: ResolvedSettings, out_root: Path) -> list[Finding]:
+    """Runs all checks; one that fails does not keep the others from running."""
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("Python", _check_python),
+        ("OpenCV", _check_opencv),
+        ("FFmpeg libraries", _check_ffmpeg),
+        ("ONNX Runtime", _check_onnxruntime),
+        ("models", lambda: _check_models(settings)),
+        ("PostgreSQL", lambda: _check_facebank(settings, out_root)),
+        ("Ray", _check_ray),
+        ("data root", lambda: _check_data_root(out_root)),
+    ]
+    findings = []
+    for name, check in checks:
+        try:
+            findings.append(Finding(name, True, check()))
+        except CleanupError as error:
+            findings.append(Finding(name, False, str(error)))
+        except Exception as error:  # noqa: BLE001 -- a broken installation fails in ways nobody lists
+            findings.append(Finding(name, False, f"{type(error).__name__}: {first_line(error)}"))
+    return findings
+
+
+def _check_python() -> str:
+    version = platform.python_version()
+    if sys.version_info < _MIN_PYTHON:
+        raise CleanupError(f"{version}; needs 3.11 or newer")
+    return f"{version}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+
+
+def _check_opencv() -> str:
+    try:
+        import cv2
+    except ImportError as error:
+        raise CleanupError(
+            f"cannot be imported ({first_line(error)}); on Debian and Ubuntu: apt-get install -y libgl1 libglib2.0-0"
+        ) from error
+    return str(cv2.__version__)
+
+
+def _check_ffmpeg() -> str:
+    import av
+
+    libraries = ", ".join(f"{name} {'.'.join(map(str, v))}" for name, v in sorted(av.library_versions.items()))
+    return f"PyAV {importlib.metadata.version('av')} ({libraries})"
+
+
+def _check_onnxruntime() -> str:
+    import onnxruntime
+
+    from cleanup.edges.onnx_models import check_onnxruntime_distribution, has_nvidia_driver
+
+    found = check_onnxruntime_distribution()
+    driver = "NVIDIA driver found" if has_nvidia_driver() else "no NVIDIA driver"
+    return f"{found}, providers {', '.join(onnxruntime.get_available_providers())}, {driver}"
+
+
+def _check_models(settings: ResolvedSettings) -> str:
+    from cleanup.edges.onnx_models import ModelSpec, load_models, resolve_model_directory
+
+    observe = settings.settings.observe
+    directory = resolve_model_directory(observe.models)
+    described = load_models(ModelSpec(str(directory), observe.device, observe.embed_device)).describe()
+    notes = [str(m["note"]) for m in described.values() if "note" in m]
+    if notes:
+        raise CleanupError(
+            f"{notes[0]}: pip install onnxruntime-gpu with the CUDA and cuDNN libraries its release notes name"
+        )
+    parts = [f"{kind} {m['name']} on {m['provider']}" for kind, m in described.items()]
+    return f"{directory}: {', '.join(parts)}, {described['recogniser']['dimension']} dimensions"
+
+
+def _check_facebank(settings: ResolvedSettings, out_root: Path) -> str:
+    import tempfile
+
+    from cleanup.edges.postgres_facebank import open_facebank
+
+    dsn = settings.settings.group_clusters.facebank_dsn
+    folder = out_root / "facebank" / "postgres"
+    if dsn or folder.exists():
+        with open_facebank(dsn, folder) as facebank:
+            return f"{facebank.check()} ({'your server' if dsn else 'embedded'})"
+    with tempfile.TemporaryDirectory() as scratch, open_facebank("", Path(scratch) / "postgres") as facebank:
+        return f"{facebank.check()} (embedded, tried in a scratch folder; nobody is enrolled yet)"
+
+
+def _check_ray() -> str:
+    version = importlib.metadata.version("ray")
+    address = os.environ.get("RAY_ADDRESS")
+    return f"{version}, {f'RAY_ADDRESS={address}' if address else 'no RAY_ADDRESS: --engine auto works locally'}"
+
+
+def _check_data_root(out_root: Path) -> str:
+    existing = next(p for p in (out_root, *out_root.parents) if p.exists())
+    if not os.access(existing, os.W_OK):
+        raise CleanupError(f"{existing} cannot be written; give another --out-root or change its rights")
+    if existing != out_root:
+        return f"{out_root} does not exist yet; {existing} can be written"
+    return f"{out_root} can be written"

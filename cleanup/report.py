@@ -1,0 +1,154 @@
+"""CleanupReport: what a run did, with counts and metrics before and after."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cleanup import schemas
+from cleanup.algorithms.episode_metrics import compute_metrics, find_missed_targets
+from cleanup.episode import Episode
+from cleanup.phases.track_samples import count_switches
+from cleanup.settings import ReclusterSettings, SplitTracksSettings
+
+SCHEMA_VERSION = "cleanup_report_v1"
+
+
+@dataclass(frozen=True)
+class EpisodeFigures:
+    """Counts and metrics of an episode at one moment."""
+
+    n_tracks: int
+    n_faces: int
+    n_clusters: int
+    metrics: dict[str, float]
+
+
+def measure_episode(episode: Episode, gate: SplitTracksSettings) -> EpisodeFigures:
+    """Counts and metrics of an episode; the same function before and after a run."""
+    durations = schemas.floats_of(episode.tracks, "end_s") - schemas.floats_of(episode.tracks, "start_s")
+    # A track lasts to the end of its last frame.
+    durations = durations + 1 / episode.fps
+    sizes = [len(t) for t in episode.identities["track_ids"].to_pylist()]
+    metrics = compute_metrics(np.round(durations, 6), sizes, count_switches(episode, gate), episode.duration_s)
+    return EpisodeFigures(len(episode.tracks), len(episode.embedded_faces), len(episode.identities), metrics)
+
+
+def find_warnings(after: EpisodeFigures, settings: ReclusterSettings) -> list[str]:
+    """A sentence for every metric past its target and every configured limit that is broken."""
+    warnings = find_missed_targets(after.metrics)
+    limits = (
+        ("singleton_fraction", settings.max_singleton_fraction),
+        ("largest_cluster_fraction", settings.max_largest_cluster_fraction),
+    )
+    for name, limit in limits:
+        if after.metrics[name] > limit and not any(w.startswith(name) for w in warnings):
+            warnings.append(f"{name} is {after.metrics[name]:g}, above the configured {limit:g}")
+    if not settings.min_cluster_count <= after.n_clusters <= settings.max_cluster_count:
+        warnings.append(
+            f"{after.n_clusters} identities, expected {settings.min_cluster_count} to {settings.max_cluster_count}"
+        )
+    return warnings
+
+
+@dataclass
+class CleanupReport:
+    """The report of one run, filled in as the run goes on; ``to_json`` is cleanup_report.json.
+
+    Attributes:
+        ep_id: Episode.
+        run_id: Run.
+        actions: Phases done, in order.
+        before: Figures before the first phase.
+        after: Figures after the last one.
+        phases: Phase name -> its part.
+        settings: ``{name: {value, source}}``.
+        profile: Profile in force.
+        warnings: Sentences for people.
+        models: Names, digests and providers; empty where no model was needed.
+        engine: Engine that did the work.
+        write_back: Whether files were written back.
+        files: What was written, and where the backup lies.
+        observed: Frames and faces of the pass over the pixels.
+        runtime_sec: Seconds from start to end.
+    """
+
+    ep_id: str
+    run_id: str
+    actions: list[str] = field(default_factory=list)
+    before: EpisodeFigures | None = None
+    after: EpisodeFigures | None = None
+    phases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    profile: str = ""
+    warnings: list[str] = field(default_factory=list)
+    models: dict[str, Any] = field(default_factory=dict)
+    engine: str = ""
+    write_back: bool = False
+    files: dict[str, Any] = field(default_factory=dict)
+    observed: dict[str, int] = field(default_factory=dict)
+    runtime_sec: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as it is written."""
+        assert self.before is not None and self.after is not None
+        record: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "ep_id": self.ep_id,
+            "run_id": self.run_id,
+            "actions_completed": self.actions,
+            "actions": list(self.actions),
+            "runtime_sec": round(self.runtime_sec, 3),
+            "tracks_before": self.before.n_tracks,
+            "tracks_after": self.after.n_tracks,
+            "faces_before": self.before.n_faces,
+            "faces_after": self.after.n_faces,
+            "clusters_before": self.before.n_clusters,
+            "clusters_after": self.after.n_clusters,
+            "metrics_before": self.before.metrics,
+            "metrics_after": self.after.metrics,
+        }
+        for name, part in self.phases.items():
+            part = dict(part)
+            for key in ("splits", "grouping"):
+                if key in part:
+                    record[key] = part.pop(key)
+            part.pop("warnings", None)
+            record[name] = part
+        record.update(
+            profile=self.profile,
+            engine=self.engine,
+            models=self.models,
+            observed=self.observed,
+            write_back=self.write_back,
+            files=self.files,
+            warnings=self.warnings,
+            settings=self.settings,
+        )
+        return record
+
+
+def check_conservation(before: Episode, after: Episode) -> list[str]:
+    """What a run may never do: lose a track, a face or a box, or leave a track in no or two identities."""
+    problems = []
+    lost_tracks = set(before.tracks["track_id"].to_pylist()) - set(after.tracks["track_id"].to_pylist())
+    if lost_tracks:
+        problems.append(f"tracks {sorted(lost_tracks)} are lost")
+    lost_faces = set(before.faces["face_id"].to_pylist()) - set(after.faces["face_id"].to_pylist())
+    if lost_faces:
+        problems.append(f"faces {sorted(lost_faces)} are lost")
+    if len(before.boxes) != len(after.boxes):
+        problems.append(f"{len(before.boxes)} boxes became {len(after.boxes)}")
+    owners = Counter(t for tracks in after.identities["track_ids"].to_pylist() for t in tracks)
+    twice = sorted(t for t, n in owners.items() if n > 1)
+    if twice:
+        problems.append(f"tracks {twice} are in two identities")
+    locked = before.identities.filter(before.identities["is_locked"]).to_pylist()
+    still = {r["identity_id"]: set(r["track_ids"]) for r in after.identities.to_pylist() if r["is_locked"]}
+    for row in locked:
+        if not set(row["track_ids"]) <= still.get(row["identity_id"], set()):
+            problems.append(f"locked identity {row['identity_id']} lost tracks")
+    return problems

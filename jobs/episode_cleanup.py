@@ -1,0 +1,16 @@
+"""``ray job submit`` entry point: refines one episode; takes the options of ``cleanup run``."""
+
+from __future__ import annotations
+
+import sys
+
+from cleanup.entrypoints.cli import app
+
+
+def main() -> None:
+    """Runs ``cleanup run`` with this script's arguments."""
+    app(["run", *sys.argv[1:]], prog_name="episode_cleanup.py")
+
+
+if __name__ == "__main__":
+    main()
