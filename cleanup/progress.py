@@ -35,13 +35,15 @@ class PhaseProgress:
 class ReportProgress(Protocol):
     """Takes progress events; called often, so it has to be cheap."""
 
-    def __call__(self, event: PhaseProgress) -> None: ...
+    def __call__(self, event: PhaseProgress) -> None:
+        """Takes one event."""
 
 
 class ReportItems(Protocol):
     """Takes counts inside one phase."""
 
-    def __call__(self, done: int, total: int, message: str = "") -> None: ...
+    def __call__(self, done: int, total: int, message: str = "") -> None:
+        """Takes counts and one line for people."""
 
 
 def ignore_items(done: int, total: int, message: str = "") -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cleanup.errors import SettingsError
-from cleanup.settings import DEFAULT_PROFILE, PROFILE_VARIABLE, PROFILES_FILE, SPECS, Settings, SettingSpec
+from cleanup.settings import DEFAULT_PROFILE, PROFILE_VARIABLE, PROFILES_FILE, SECTIONS, SPECS, Settings, SettingSpec
 
 CONFIG_DIR_VARIABLE = "SCREENALYTICS_CONFIG_DIR"
 STAGE_FILES = ("detection.yaml", "tracking.yaml", "faces_embed_sampling.yaml", "clustering.yaml")
@@ -144,7 +144,9 @@ def _resolve_profile(path: Path, profiles: Mapping[str, Any], name: str, values:
     """A profile is a mapping, or the name of another one."""
     if isinstance(values, str):
         if not isinstance(profiles.get(values), dict):
-            raise SettingsError(f"{path}: profile {name} points to {values!r}, which is no profile with keys of its own")
+            raise SettingsError(
+                f"{path}: profile {name} points to {values!r}, which is no profile with keys of its own"
+            )
         values = profiles[values]
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: profile {name} must hold keys and values, or the name of another profile")
@@ -206,7 +208,9 @@ def _article(kind: type) -> str:
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
 
 
-def resolve(explicit: Mapping[str, Any], environment: Mapping[str, str], profile: str | None, config: Config) -> ResolvedSettings:
+def resolve(
+    explicit: Mapping[str, Any], environment: Mapping[str, str], profile: str | None, config: Config
+) -> ResolvedSettings:
     """Resolves every setting.
 
     Args:
@@ -231,7 +235,7 @@ def resolve(explicit: Mapping[str, Any], environment: Mapping[str, str], profile
         value, source = _pick(spec, explicit, environment, chosen, config)
         values.setdefault(spec.section, {})[spec.name] = parse_value(spec, value, source)
         sources[spec.name] = source
-    sections = {f.name: type(f.default)(**values[f.name]) for f in dataclasses.fields(Settings)}
+    sections = {f.name: SECTIONS[f.name](**values[f.name]) for f in dataclasses.fields(Settings)}
     return ResolvedSettings(Settings(**sections), sources, chosen)
 
 

@@ -164,7 +164,9 @@ def run(
     report.warnings += find_warnings(report.after, context.settings.recluster)
     problems = check_conservation(original, episode)
     if problems:
-        raise CleanupError(f"{episode.ep_id}: internal error, nothing was written: {'; '.join(problems)}; please report it")
+        raise CleanupError(
+            f"{episode.ep_id}: internal error, nothing was written ({'; '.join(problems)}); please report it"
+        )
     return episode
 
 
@@ -216,13 +218,13 @@ def check_video(episode: Episode, video: VideoFacts) -> None:
     last_frame = int(schemas.ints_of(episode.boxes, "frame_idx").max())
     if last_frame >= video.n_frames:
         raise VideoError(
-            f"{video.path}: {video.n_frames} frames, but {episode.ep_id} has a face in frame {last_frame}; the video is "
-            "shorter than the one the artifacts were made from"
+            f"{video.path}: {video.n_frames} frames, but {episode.ep_id} has a face in frame {last_frame}; it "
+            "is shorter than the one the artifacts were made from"
         )
     if abs(video.fps - episode.fps) > 0.05 * episode.fps:
         raise VideoError(
-            f"{video.path}: {video.fps:.3f} frames per second, but the artifacts count {episode.fps:.3f}; give the video "
-            "they were made from"
+            f"{video.path}: {video.fps:.3f} frames per second, but the artifacts count {episode.fps:.3f}; give the "
+            "video they were made from"
         )
     if not episode.is_normalised:
         boxes = schemas.matrix_of(episode.boxes["bbox"], 4)
@@ -231,8 +233,7 @@ def check_video(episode: Episode, video: VideoFacts) -> None:
         if outside.any():
             raise VideoError(
                 f"{video.path}: {video.width}x{video.height}, but {episode.ep_id} has faces as far as "
-                f"{centres.max(axis=0).round().astype(int).tolist()}; the video has another resolution than the one the "
-                "artifacts were made from"
+                fX were made from"
             )
 
 
@@ -244,8 +245,7 @@ def _check_same_faces(
         return
     seen = observations.filter(pc.is_valid(observations["embedding"]))
     place = {
-        key: i
-        for i, key in enumerate(zip(seen["track_id"].to_pylist(), seen["frame_idx"].to_pylist(), strict=True))
+        key: i for i, key in enumerate(zip(seen["track_id"].to_pylist(), seen["frame_idx"].to_pylist(), strict=True))
     }
     faces = episode.embedded_faces
     keys = zip(faces["track_id"].to_pylist(), faces["frame_idx"].to_pylist(), strict=True)

@@ -127,7 +127,11 @@ class ObserveSettings:
         unit="frames",
     )
     max_track_buffer: int = _setting(
-        300, "limit of track_buffer at high frame rates", yaml="tracking.yaml:max_track_buffer", at_least=1, unit="frames"
+        300,
+        "limit of track_buffer at high frame rates",
+        yaml="tracking.yaml:max_track_buffer",
+        at_least=1,
+        unit="frames",
     )
 
 
@@ -378,7 +382,10 @@ class ReclusterSettings:
         at_most=1.0,
     )
     singleton_neighbours: int = _setting(
-        30, "nearest centroids a singleton is compared with", yaml="clustering.yaml:singleton_merge.neighbor_top_k", at_least=1
+        30,
+        "nearest centroids a singleton is compared with",
+        yaml="clustering.yaml:singleton_merge.neighbor_top_k",
+        at_least=1,
     )
     singleton_min_tracks: int = _setting(
         2,
@@ -510,12 +517,14 @@ class SettingSpec:
     metadata: Mapping[str, Any]
 
 
+SECTIONS: Mapping[str, Any] = get_type_hints(Settings)
+
+
 def _collect_specs() -> dict[str, SettingSpec]:
     specs: dict[str, SettingSpec] = {}
     for section in dataclasses.fields(Settings):
-        section_type = get_type_hints(Settings)[section.name]
-        kinds = get_type_hints(section_type)
-        for entry in dataclasses.fields(section_type):
+        kinds = get_type_hints(SECTIONS[section.name])
+        for entry in dataclasses.fields(SECTIONS[section.name]):
             specs[entry.name] = SettingSpec(entry.name, section.name, kinds[entry.name], entry.default, entry.metadata)
     return specs
 

@@ -9,6 +9,7 @@ and short segments whose faces cannot be trusted never stand between two people.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,9 +141,7 @@ class _Track:
         return float(self.trust[segment.start : segment.stop].sum())
 
     def stands_alone(self, segment: _Segment) -> bool:
-        return self.support(segment) >= _MIN_SUPPORT or (
-            self.duration_s(segment) >= _MAX_BURST_S and len(segment) >= 2
-        )
+        return self.support(segment) >= _MIN_SUPPORT or (self.duration_s(segment) >= _MAX_BURST_S and len(segment) >= 2)
 
     def centre(self, indices: NDArray[np.intp]) -> NDArray[np.float64]:
         weights = self.trust[indices] + 1e-3
@@ -203,14 +202,16 @@ def _divide(
     found: dict[int, Candidate],
 ) -> None:
     embeddings, boxes, times_s, trust = (array[start:stop] for array in samples)
-    candidates = _judge(_Track(embeddings, times_s, trust), propose_candidates(embeddings, boxes, thresholds), thresholds)
+    candidates = _judge(
+        _Track(embeddings, times_s, trust), propose_candidates(embeddings, boxes, thresholds), thresholds
+    )
     for candidate in candidates:
         index = start + candidate.index
         if index not in found or candidate.is_split:
             found[index] = Candidate(index, candidate.reason, candidate.similarity, candidate.is_split)
     edges = [start, *(start + c.index for c in candidates if c.is_split), stop]
     if len(edges) > 2:
-        for a, b in zip(edges, edges[1:], strict=False):
+        for a, b in pairwise(edges):
             _divide(a, b, samples, thresholds, found)
 
 
@@ -224,16 +225,13 @@ def _judge(track: _Track, proposals: list[tuple[int, str]], thresholds: GateThre
     refused: list[Candidate] = []
     _absorb_bursts(track, segments, limit, refused)
     while len(segments) > 1:
-        pairs = [track.similarity(a, b) for a, b in zip(segments, segments[1:], strict=False)]
+        pairs = [track.similarity(a, b) for a, b in pairwise(segments)]
         best = int(np.argmax(pairs))
         if pairs[best] < limit:
             break
         refused.append(Candidate(segments[best + 1].start, segments[best + 1].reason, pairs[best], is_split=False))
         segments[best].stop = segments.pop(best + 1).stop
-    confirmed = [
-        Candidate(b.start, b.reason, track.similarity(a, b), is_split=True)
-        for a, b in zip(segments, segments[1:], strict=False)
-    ]
+    confirmed = [Candidate(b.start, b.reason, track.similarity(a, b), is_split=True) for a, b in pairwise(segments)]
     return sorted(confirmed + refused, key=lambda c: c.index)
 
 

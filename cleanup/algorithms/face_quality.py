@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,15 +129,16 @@ def measure_agreement(embeddings: NDArray[np.floating], trust: NDArray[np.floati
         return np.ones(len(embeddings))
     weights = np.maximum(np.asarray(trust, np.float64), 1e-3)
     # The medoid is the start, not the mean: half a track of something else cannot move it.
-    medoid = int(np.argmax(np.asarray(embeddings, np.float64) @ embeddings.T @ weights * weights))
-    similarity = embeddings @ np.asarray(embeddings[medoid], np.float64)
+    vectors = np.asarray(embeddings, np.float64)
+    medoid = int(np.argmax((vectors @ (weights @ vectors) * weights).round(9)))
+    similarity = vectors @ vectors[medoid]
     for _ in range(2):
         kept = weights * _ramp(similarity, _AGREEMENT_NONE, _AGREEMENT_FULL)
-        centre = kept @ embeddings
+        centre = kept @ vectors
         norm = float(np.linalg.norm(centre))
         if norm < 1e-9:
             return np.zeros(len(embeddings))
-        similarity = embeddings @ (centre / norm)
+        similarity = vectors @ (centre / norm)
     return similarity
 
 
@@ -151,7 +153,7 @@ def combine_quality(
     return (np.asarray(score) * (1 - 0.75 * doubt)).astype(np.float32)
 
 
-def find_reject_reasons(gates: QualityGates, parts: dict[str, NDArray[np.floating]]) -> list[str | None]:
+def find_reject_reasons(gates: QualityGates, parts: Mapping[str, NDArray[np.floating]]) -> list[str | None]:
     """The first gate each face fails, or None.
 
     Args:

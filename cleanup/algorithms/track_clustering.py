@@ -143,9 +143,7 @@ def relabel(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return result
 
 
-def eject_outliers(
-    vectors: NDArray[np.floating], labels: NDArray[np.int64], min_similarity: float
-) -> dict[int, float]:
+def eject_outliers(vectors: NDArray[np.floating], labels: NDArray[np.int64], min_similarity: float) -> dict[int, float]:
     """Members too unlike their cluster's centroid.
 
     Returns:

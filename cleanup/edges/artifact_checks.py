@@ -13,14 +13,14 @@ NORM_TOLERANCE = 0.01
 _UNIT_TOLERANCE = 1e-5
 
 
-class BadValue(ValueError):
+class BadValueError(ValueError):
     """A value in an artifact breaks the contract."""
 
 
 def require(record: Mapping[str, Any], key: str, kind: type | tuple[type, ...], what: str) -> Any:
     """The value of a key that must be there and of a type; booleans do not pass for numbers."""
     if key not in record:
-        raise BadValue(f"{what} has no {key}")
+        raise BadValueError(f"{what} has no {key}")
     return check_type(record[key], key, kind, what)
 
 
@@ -34,9 +34,9 @@ def check_type(value: Any, key: str, kind: type | tuple[type, ...], what: str) -
     """The value, if it is of a type."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise BadValue(f"{what} has {key} of type {type(value).__name__}")
+        raise BadValueError(f"{what} has {key} of type {type(value).__name__}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise BadValue(f"{what} has {key} = {value}")
+        raise BadValueError(f"{what} has {key} = {value}")
     return value
 
 
@@ -44,9 +44,9 @@ def check_box(box: Any, what: str, *, is_normalised: bool) -> list[float]:
     """Four finite corners with x1 < x2 and y1 < y2, inside 0..1 where normalised."""
     corners = _numbers(box, 4, "a box", what)
     if not (corners[0] < corners[2] and corners[1] < corners[3]):
-        raise BadValue(f"{what} has an empty box {corners} (x1 < x2 and y1 < y2 must hold)")
+        raise BadValueError(f"{what} has an empty box {corners} (x1 < x2 and y1 < y2 must hold)")
     if is_normalised and not (min(corners) >= -_UNIT_TOLERANCE and max(corners) <= 1 + _UNIT_TOLERANCE):
-        raise BadValue(f"{what} has a box outside 0..1: {corners}")
+        raise BadValueError(f"{what} has a box outside 0..1: {corners}")
     return corners
 
 
@@ -64,29 +64,29 @@ def check_embedding(embedding: Any, what: str) -> list[float] | None:
     if embedding is None:
         return None
     if not isinstance(embedding, list) or not embedding:
-        raise BadValue(f"{what} has an embedding that is no list of numbers")
+        raise BadValueError(f"{what} has an embedding that is no list of numbers")
     try:
         vector = np.array(embedding, dtype=np.float64)
     except (TypeError, ValueError):
-        raise BadValue(f"{what} has an embedding that is no list of numbers") from None
+        raise BadValueError(f"{what} has an embedding that is no list of numbers") from None
     if vector.ndim != 1 or not np.isfinite(vector).all():
-        raise BadValue(f"{what} has an embedding that is not finite")
+        raise BadValueError(f"{what} has an embedding that is not finite")
     norm = float(np.linalg.norm(vector))
     if abs(norm - 1) > NORM_TOLERANCE:
-        raise BadValue(f"{what} has an embedding of norm {norm:.4f} instead of 1")
+        raise BadValueError(f"{what} has an embedding of norm {norm:.4f} instead of 1")
     return embedding
 
 
 def check_fraction(value: float | None, key: str, what: str) -> float | None:
     """A number 0..1, or None."""
     if value is not None and not 0 <= value <= 1:
-        raise BadValue(f"{what} has {key} = {value}, outside 0..1")
+        raise BadValueError(f"{what} has {key} = {value}, outside 0..1")
     return value
 
 
 def _numbers(values: Any, count: int, name: str, what: str) -> list[float]:
     if not isinstance(values, list) or len(values) != count:
-        raise BadValue(f"{what} has {name} that is no list of {count} numbers")
+        raise BadValueError(f"{what} has {name} that is no list of {count} numbers")
     if any(isinstance(v, bool) or not isinstance(v, int | float) or not math.isfinite(v) for v in values):
-        raise BadValue(f"{what} has {name} that holds something else than finite numbers: {values}")
+        raise BadValueError(f"{what} has {name} that holds something else than finite numbers: {values}")
     return [float(v) for v in values]

@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from cleanup.edges.artifact_checks import (
-    BadValue,
+    BadValueError,
     check_box,
     check_embedding,
     check_fraction,
@@ -46,9 +46,9 @@ def set_embedding(record: Record, embedding: Sequence[float] | None) -> None:
         record.pop("embedding", None)
         return
     old, new = record.get("embedding"), np.asarray(embedding, np.float32)
-    if isinstance(old, list) and len(old) == len(new):
-        if float(np.abs(np.asarray(old, np.float32) - new).max(initial=0)) <= _SAME_VECTOR:
-            return
+    is_comparable = isinstance(old, list) and len(old) == len(new)
+    if is_comparable and float(np.abs(np.asarray(old, np.float32) - new).max(initial=0)) <= _SAME_VECTOR:
+        return
     record["embedding"] = orjson.loads(orjson.dumps(new, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
@@ -58,13 +58,13 @@ class Dialect(Protocol):
     name: str
 
     def track_row(self, record: Record) -> dict[str, Any]:
-        """A TRACK_SCHEMA row, plus ``boxes``: BOX_SCHEMA rows. Raises BadValue."""
+        """A TRACK_SCHEMA row, plus ``boxes``: BOX_SCHEMA rows. Raises BadValueError."""
 
     def face_row(self, record: Record) -> dict[str, Any]:
-        """A FACE_SCHEMA row. Raises BadValue."""
+        """A FACE_SCHEMA row. Raises BadValueError."""
 
     def identity_row(self, record: Record) -> dict[str, Any]:
-        """An IDENTITY_SCHEMA row. Raises BadValue."""
+        """An IDENTITY_SCHEMA row. Raises BadValueError."""
 
     def track_key(self, track_id: int) -> int | str:
         """The track id as JSON writes it."""
@@ -87,7 +87,7 @@ class DocumentedDialect:
     def parse_track_key(self, value: Any, what: str) -> int:
         match = _DOCUMENTED_TRACK.fullmatch(value) if isinstance(value, str) else None
         if match is None:
-            raise BadValue(f"{what} has track_id {value!r}, not of the form track-00001")
+            raise BadValueError(f"{what} has track_id {value!r}, not of the form track-00001")
         return int(match[1])
 
     def track_row(self, record: Record) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class DocumentedDialect:
         what = f"track {record['track_id']}"
         span = require(record, "frame_span", list, what)
         if len(span) != 2 or any(isinstance(f, bool) or not isinstance(f, int) or f < 0 for f in span):
-            raise BadValue(f"{what} has frame_span {span}, not two frame numbers")
+            raise BadValueError(f"{what} has frame_span {span}, not two frame numbers")
         stats = optional(record, "stats", dict, what) or {}
         return {
             "track_id": track_id,
@@ -151,7 +151,7 @@ class DocumentedDialect:
     def track_key(self, track_id: int) -> str:
         return f"track-{track_id:05d}"
 
-    def write_track(self, record: Record, row: Row, boxes: Sequence[Row]) -> None:
+    def write_track(self, record: Record, row: Row, boxes: Sequence[Row]) -> None:  # noqa: ARG002 -- Dialect
         set_changed(record, "track_id", self.track_key(row["track_id"]))
         set_changed(record, "start_s", row["start_s"])
         set_changed(record, "end_s", row["end_s"])
@@ -211,7 +211,7 @@ class EmittedDialect:
 
     def parse_track_key(self, value: Any, what: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise BadValue(f"{what} has track_id {value!r}, not a whole number")
+            raise BadValueError(f"{what} has track_id {value!r}, not a whole number")
         return value
 
     def track_row(self, record: Record) -> dict[str, Any]:
@@ -239,7 +239,7 @@ class EmittedDialect:
 
     def _box(self, record: Any, track_id: int, what: str) -> dict[str, Any]:
         if not isinstance(record, dict):
-            raise BadValue(f"{what} has a sampled box that is no object")
+            raise BadValueError(f"{what} has a sampled box that is no object")
         return {
             "track_id": track_id,
             "frame_idx": require(record, "frame_idx", int, what),
@@ -255,7 +255,7 @@ class EmittedDialect:
         embedding = check_embedding(record.get("embedding"), what)
         skip = optional(record, "skip", str, what)
         if skip is not None and embedding is not None:
-            raise BadValue(f"{what} is skipped ({skip}) and has an embedding")
+            raise BadValueError(f"{what} is skipped ({skip}) and has an embedding")
         return {
             "face_id": face_id,
             "track_id": self.parse_track_key(record.get("track_id"), what),

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from cleanup import schemas
-from cleanup.edges.artifact_checks import BadValue, check_box, check_landmarks, optional, require
+from cleanup.edges.artifact_checks import BadValueError, check_box, check_landmarks, optional, require
 from cleanup.edges.artifact_dialects import DIALECTS, Record, dialect_of_face, dialect_of_track
 from cleanup.episode import DOCUMENTED, Episode, check_ep_id
 from cleanup.errors import ArtifactError
@@ -172,10 +172,12 @@ class _Reader:
             return None
         return record
 
-    def _row(self, path: Path, number: int, read: Callable[[Record], dict[str, Any]], record: Record) -> dict[str, Any] | None:
+    def _row(
+        self, path: Path, number: int, read: Callable[[Record], dict[str, Any]], record: Record
+    ) -> dict[str, Any] | None:
         try:
             row = read(record)
-        except BadValue as error:
+        except BadValueError as error:
             self._add(f"{path}:{number}: {error}")
             return None
         row["line"] = number
@@ -395,7 +397,7 @@ def _build_episode(
 ) -> Episode:
     fps = _estimate_fps(tracks)
     is_embedded = [row["embedding"] is not None for row in faces]
-    vectors = iter(embeddings if embeddings is not None else [])
+    vectors: Iterator[Any] = iter(embeddings if embeddings is not None else [])
     for i, row in enumerate(faces):
         row["row"] = i
         row["embedding"] = next(vectors) if is_embedded[i] else None
@@ -475,7 +477,8 @@ def _render_tracks(episode: Episode) -> bytes:
             for key in ("sample_thumbs", "thumb_rel_path", "thumb_s3_key"):
                 if key in template:
                     template[key] = [] if isinstance(template[key], list) else None
-        lines.append(_patched(row["raw"], lambda r, row=row: dialect.write_track(r, row, boxes.get(row["track_id"], [])), template))  # type: ignore[misc]
+        patch = partial(dialect.write_track, row=row, boxes=boxes.get(row["track_id"], []))
+        lines.append(_patched(row["raw"], patch, template))
     return b"\n".join(lines) + b"\n"
 
 
@@ -489,7 +492,7 @@ def _render_faces(episode: Episode) -> bytes:
             template = {k: first[k] for k in ("ep_id", "detector", "pipeline_ver") if k in first}
             if "crop_path" in first:
                 template["crop_path"] = ""
-        lines.append(_patched(row["raw"], lambda r, row=row: dialect.write_face(r, row), template))  # type: ignore[misc]
+        lines.append(_patched(row["raw"], partial(dialect.write_face, row=row), template))
     return b"\n".join(lines) + b"\n"
 
 
@@ -507,7 +510,7 @@ def _render_identities(episode: Episode, now: str) -> bytes:
     entries = []
     for row in episode.identities.to_pylist():
         raw = row["raw"]
-        line = _patched(raw, lambda r, row=row: dialect.write_identity(r, row))  # type: ignore[misc]
+        line = _patched(raw, partial(dialect.write_identity, row=row))
         record = orjson.loads(line)
         if episode.dialect == DOCUMENTED and line != raw:
             record.setdefault("created_at", now)
@@ -515,7 +518,9 @@ def _render_identities(episode: Episode, now: str) -> bytes:
         entries.append(record)
     document = orjson.loads(episode.identity_document)
     # identities comes first in the documented dialect and last in the emitted one.
-    ordered = {"identities": entries, **document} if episode.dialect == DOCUMENTED else {**document, "identities": entries}
+    ordered = (
+        {"identities": entries, **document} if episode.dialect == DOCUMENTED else {**document, "identities": entries}
+    )
     return orjson.dumps(ordered, option=orjson.OPT_INDENT_2)
 
 

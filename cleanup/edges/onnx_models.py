@@ -88,7 +88,7 @@ def resolve_model_directory(name_or_dir: str) -> Path:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return Path(ensure_available("models", name_or_dir, root=str(root)))
-    except Exception as error:  # noqa: BLE001 -- the download library raises requests', urllib's and plain errors
+    except Exception as error:
         raise ModelError(
             f"model pack {name_or_dir!r} is neither a folder nor in {root}/models and could not be downloaded "
             f"({first_line(error)}); give --models a folder that holds a detector and a recogniser"
@@ -170,7 +170,11 @@ def _providers_for(device: str) -> list[str]:
     if device == "auto":
         device = "cuda" if has_nvidia_driver() else "mps" if PROVIDER_OF_DEVICE["mps"] in available else "cpu"
         provider = PROVIDER_OF_DEVICE[device]
-        return list(dict.fromkeys([provider, PROVIDER_OF_DEVICE["cpu"]])) if provider in available else ["CPUExecutionProvider"]
+        return (
+            list(dict.fromkeys([provider, PROVIDER_OF_DEVICE["cpu"]]))
+            if provider in available
+            else ["CPUExecutionProvider"]
+        )
     if device not in PROVIDER_OF_DEVICE:
         raise ModelError(f"device {device!r} is not one of auto, cpu, cuda, mps")
     provider = PROVIDER_OF_DEVICE[device]
@@ -193,7 +197,7 @@ def _load(path: Path, device: str, n_threads: int) -> Any:
         model = get_model(str(path), providers=_providers_for(device), sess_options=options)
     except ModelError:
         raise
-    except Exception as error:  # noqa: BLE001 -- ONNX Runtime raises a dozen unrelated classes for a bad file
+    except Exception as error:
         raise ModelError(f"{path}: ONNX Runtime cannot load it ({first_line(error)})") from error
     if model is None:
         raise ModelError(f"{path}: neither a face detector nor a face recogniser that InsightFace knows")

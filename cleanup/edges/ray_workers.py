@@ -80,15 +80,15 @@ class RayEngine:
             )
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             where = f"RAY_ADDRESS={address}" if address else "a local Ray"
-            raise EngineError(f"{where} cannot be used ({first_line(error)}); check it or use --engine local") from error
+            raise EngineError(
+                f"{where} cannot be used ({first_line(error)}); check it or use --engine local"
+            ) from error
         self._owns_ray = True
 
     def _pool(self, n_shards: int) -> list[Any]:
         if not self._actors:
             resources = ray.cluster_resources()
-            size = plan_pool(
-                n_shards, resources.get("CPU", 1.0), resources.get("GPU", 0.0), self._spec.models.device
-            )
+            size = plan_pool(n_shards, resources.get("CPU", 1.0), resources.get("GPU", 0.0), self._spec.models.device)
             n_threads = max(int(size.cpus_per_actor), 1)
             models = replace(self._spec.models, n_threads=n_threads)
             spec = replace(self._spec, n_threads=n_threads, models=models)

@@ -61,7 +61,9 @@ def find_photos(folder: Path) -> list[tuple[str, Path]]:
     photos = []
     for person in sorted(p for p in folder.iterdir() if p.is_dir()):
         if not _PERSON_ID.fullmatch(person.name):
-            raise FacebankError(f"{person}: the folder's name is the person id and may hold letters, digits, - and _ only")
+            raise FacebankError(
+                f"{person}: the folder's name is the person id and may hold letters, digits, - and _ only"
+            )
         photos += [(person.name, p) for p in sorted(person.iterdir()) if p.suffix.lower() in _IMAGE_SUFFIXES]
     if not photos:
         raise FacebankError(f"{folder}: no photos found; expected {folder}/PERSON/*.jpg or *.png")

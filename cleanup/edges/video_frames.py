@@ -155,7 +155,7 @@ class VideoFrames:
                 if frame_idx > target:
                     raise VideoError(f"{self.path}: frame {target} cannot be decoded; the stream is damaged there")
                 self.n_decoded += 1
-                yield frame_idx, frame.to_ndarray(format="rgb24")
+                yield frame_idx, np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
                 next_target = next(remaining, None)
                 if next_target is None:
                     return

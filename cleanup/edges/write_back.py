@@ -84,7 +84,9 @@ def recover(paths: EpisodePaths) -> bool:
         try:
             moves = orjson.loads(journal.read_bytes())["moves"]
         except (orjson.JSONDecodeError, KeyError, OSError) as error:
-            raise ArtifactError(f"{journal}: unreadable ({error}); restore the episode from backups/ by hand") from error
+            raise ArtifactError(
+                f"{journal}: unreadable ({error}); restore the episode from backups/ by hand"
+            ) from error
         _apply(paths, journal, moves)
         return True
     for staged in paths.runs.glob("*/staged"):

@@ -57,7 +57,7 @@ app.add_typer(facebank_app, name="facebank")
 def one_line_errors() -> Iterator[None]:
     """Ends the process with one line and the right exit code; SIGTERM stops a run as Ctrl-C does."""
 
-    def stop(signum: int, frame: object) -> None:
+    def stop(_signum: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
     previous = signal.signal(signal.SIGTERM, stop)
@@ -110,7 +110,7 @@ def run_command(
 ) -> None:
     """Refines one episode.
 
-    cleanup run --ep-id rhobh-s05e02 --profile balanced --actions split_tracks reembed recluster group_clusters --write-back
+    cleanup run --ep-id rhobh-s05e02 --profile balanced --actions split_tracks recluster --write-back
     """
     with one_line_errors():
         _set_up_logging(verbose)

@@ -55,9 +55,7 @@ class _LiveProgress:
             task = self._display.add_task(event.phase, total=1.0, counts="")
             self._tasks[event.phase] = (task, time.monotonic())
         task, started = self._tasks[event.phase]
-        self._display.update(
-            task, completed=event.fraction, counts=_counts(event, time.monotonic() - started)
-        )
+        self._display.update(task, completed=event.fraction, counts=_counts(event, time.monotonic() - started))
 
 
 class _PlainProgress:

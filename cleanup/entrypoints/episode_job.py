@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from cleanup.edges.artifact_files import EpisodePaths, find_violations, read_episode, render_episode, same_json
+from cleanup.edges.face_images import ImageFolder, save_images
 from cleanup.edges.local_workers import LocalEngine
 from cleanup.edges.observation_worker import WorkerSpec
 from cleanup.edges.onnx_models import ModelSpec, find_model_files, resolve_model_directory
@@ -58,6 +59,7 @@ class EpisodeJob:
 
     @property
     def paths(self) -> EpisodePaths:
+        """Where the episode's files are."""
         return EpisodePaths(self.out_root, self.ep_id)
 
 
@@ -128,7 +130,7 @@ def _new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}Z-{os.getpid()}"
 
 
-def _run_locked(job: EpisodeJob, run_id: str, tell: Callable[[PhaseProgress], None]) -> JobResult:
+def _run_locked(job: EpisodeJob, run_id: str, tell: ReportProgress) -> JobResult:
     started = time.monotonic()
     paths, settings = job.paths, job.settings.settings
     episode = read_episode(paths)
@@ -148,8 +150,11 @@ def _run_locked(job: EpisodeJob, run_id: str, tell: Callable[[PhaseProgress], No
             settings, engine, video, facebank, note, settings.group_clusters.show or show_of(job.ep_id), model
         )
         refined = run(episode, job.actions, context, tell, report)
+    output = settings.output
+    if output.save_crops or output.save_frames:
+        refined = _save_images(job, run_id, refined, video)
     report.engine = report.engine or "none"
-    return _finish(job, run_id, episode, refined, report, started)
+    return _finish(job, run_id, refined, report, started)
 
 
 def _open_video(job: EpisodeJob, report: CleanupReport) -> VideoFacts | None:
@@ -159,7 +164,7 @@ def _open_video(job: EpisodeJob, report: CleanupReport) -> VideoFacts | None:
     path = job.video or job.paths.video
     if job.video is None and not path.exists():
         if "reembed" in job.actions:
-            raise VideoError(f"{path}: no video; reembed needs it, give it with --video or leave reembed out of --actions")
+            raise VideoError(f"{path}: no video, and reembed needs it; give one with --video")
         report.warnings.append(
             f"no video at {path}: split_tracks worked on the embeddings of faces.jsonl, which see blur and turned heads "
             "as changes more easily"
@@ -184,6 +189,14 @@ def _open_facebank(job: EpisodeJob, stack: contextlib.ExitStack) -> tuple[Postgr
     return facebank, ""
 
 
+def _save_images(job: EpisodeJob, run_id: str, episode: Episode, video: VideoFacts | None) -> Episode:
+    """Pictures go beside the artifacts, or without write-back into the run folder."""
+    source = job.video or job.paths.video if video is None else Path(video.path)
+    folder = job.paths.frames if job.write_back else job.paths.runs / run_id / "frames"
+    target = ImageFolder(folder, folder.relative_to(job.out_root).as_posix())
+    return save_images(episode, str(source), target, job.settings.settings.output)
+
+
 def build_engine(settings: ResolvedSettings, video: str) -> Engine:
     """The engine that the settings ask for; ``auto`` is Ray inside a Ray job or with RAY_ADDRESS set, else local."""
     observe = settings.settings.observe
@@ -206,9 +219,7 @@ def build_engine(settings: ResolvedSettings, video: str) -> Engine:
     return RayEngine(spec)
 
 
-def _finish(
-    job: EpisodeJob, run_id: str, before: Episode, after: Episode, report: CleanupReport, started: float
-) -> JobResult:
+def _finish(job: EpisodeJob, run_id: str, after: Episode, report: CleanupReport, started: float) -> JobResult:
     """Checks and writes what came out."""
     paths = job.paths
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -36,7 +36,8 @@ ACTIONS = Annotated[
     ),
 ]
 VIDEO = Annotated[
-    str | None, typer.Option("--video", help="Video. [videos/EP_ID/episode.mp4 under the data root]", show_default=False)
+    str | None,
+    typer.Option("--video", help="Video. [videos/EP_ID/episode.mp4 under the data root]", show_default=False),
 ]
 JSON_OUTPUT = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -57,7 +58,8 @@ def _parameter(spec: SettingSpec) -> inspect.Parameter:
         metavar=None if is_flag else _metavar(spec),
     )
     # Choices and ranges are checked by the resolver, which names the source of a wrong value, wherever it came from.
-    annotation = Annotated[spec.kind | None, option]  # type: ignore[valid-type]
+    optional_kind: Any = spec.kind | None
+    annotation = Annotated[optional_kind, option]
     return inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

@@ -85,9 +85,7 @@ def group_clusters(
         warnings.append(f"the Facebank has no seeds of show {show!r} for model {model}; nobody was named")
     else:
         decisions = {
-            i: decide_match(
-                people[i], min_similarity=settings.facebank_similarity, min_margin=settings.facebank_margin
-            )
+            i: decide_match(people[i], min_similarity=settings.facebank_similarity, min_margin=settings.facebank_margin)
             for i in ids
         }
         _name_rows(rows, decisions, shared, found)

@@ -93,8 +93,8 @@ def carry_over(episode: Episode, clusters: Sequence[Cluster]) -> list[dict[str, 
             if track_id in cluster_of:
                 held[cluster_of[track_id]] += max(n_faces[track_id], 1)
         if held:
-            cluster, n_held = min(held.items(), key=lambda item: (-item[1], item[0]))
-            heirs[cluster].append((int(not is_human_named(row)), -n_held, place))
+            heir, n_held = min(held.items(), key=lambda item: (-item[1], item[0]))
+            heirs[heir].append((int(not is_human_named(row)), -n_held, place))
     rows: dict[int, dict[str, Any]] = {}
     fresh: list[dict[str, Any]] = []
     for i, cluster in enumerate(clusters):
@@ -103,9 +103,9 @@ def carry_over(episode: Episode, clusters: Sequence[Cluster]) -> list[dict[str, 
             rows[place] = {**earlier[place], "track_ids": sorted(cluster.track_ids)}
             rows[place]["outlier_reason"] = cluster.outlier_reason
         else:
-            row: dict[str, Any] = dict.fromkeys(schemas.IDENTITY_SCHEMA.names)
-            row.update(track_ids=sorted(cluster.track_ids), is_locked=False, outlier_reason=cluster.outlier_reason)
-            fresh.append(row)
+            blank: dict[str, Any] = dict.fromkeys(schemas.IDENTITY_SCHEMA.names)
+            tracks = sorted(cluster.track_ids)
+            fresh.append({**blank, "track_ids": tracks, "is_locked": False, "outlier_reason": cluster.outlier_reason})
     rows.update({place: row for place, row in enumerate(earlier) if row["is_locked"]})
     number = max((_number_of(row["identity_id"]) for row in earlier), default=0)
     for row in sorted(fresh, key=lambda r: r["track_ids"][0]):

@@ -32,9 +32,7 @@ def attach_detections(episode: Episode, settings: ObserveSettings) -> Episode:
     frames, boxes = schemas.ints_of(table, "frame_idx"), schemas.matrix_of(table["bbox"], 4)
     confidence = np.nan_to_num(schemas.floats_of(table, "confidence"), nan=1.0)
     order = np.argsort(frames, kind="stable")
-    rows_of_frame = {
-        int(frames[rows[0]]): rows for rows in np.split(order, np.flatnonzero(np.diff(frames[order])) + 1)
-    }
+    rows_of_frame = {int(frames[rows[0]]): rows for rows in np.split(order, np.flatnonzero(np.diff(frames[order])) + 1)}
     buffer = min(settings.track_buffer * episode.fps / _BUFFER_FPS, settings.max_track_buffer)
     owners = associate_detections(
         {f: (boxes[rows], confidence[rows]) for f, rows in rows_of_frame.items()},
@@ -139,9 +137,7 @@ def plan_observations(
     for root, rows in group_rows(lineage):
         rows = rows[np.argsort(frames[rows], kind="stable")]
         is_sampled[rows] = select_samples(frames[rows], step, face_frames[face_roots == root])
-        loads.append(
-            LineageLoad(root, int(frames[rows[0]]), int(frames[rows[-1]]), int(is_sampled[rows].sum()))
-        )
+        loads.append(LineageLoad(root, int(frames[rows[0]]), int(frames[rows[-1]]), int(is_sampled[rows].sum())))
     scale = np.array([width, height], np.float64) if episode.is_normalised else np.ones(2)
     samples = pa.table(
         {

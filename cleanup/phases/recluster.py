@@ -43,9 +43,7 @@ def recluster(
     before = _fractions([len(t) for t in episode.identities["track_ids"].to_pylist()], len(episode.tracks))
     pooled = pool_tracks(episode, pooling)
     report(1, 4, "pooled")
-    locked = {
-        t for r in episode.identities.filter(episode.identities["is_locked"])["track_ids"].to_pylist() for t in r
-    }
+    locked = {t for r in episode.identities.filter(episode.identities["is_locked"])["track_ids"].to_pylist() for t in r}
     free = [t for t in sorted(episode.tracks["track_id"].to_pylist()) if t not in locked]
     tracks = [t for t in free if t in pooled]
     run = _Clustering(episode, settings, tracks, pooled)

@@ -130,7 +130,9 @@ def _apply(episode: Episode, changes: dict[int, list[_Boundary]]) -> Episode:
     observations = episode.observations
     return episode.replace(
         tracks=schemas.build_table(tracks, schemas.TRACK_SCHEMA),
-        boxes=_reassign(episode.boxes, changes, pieces).sort_by([("track_id", "ascending"), ("frame_idx", "ascending")]),
+        boxes=_reassign(episode.boxes, changes, pieces).sort_by(
+            [("track_id", "ascending"), ("frame_idx", "ascending")]
+        ),
         faces=_reassign(episode.faces, changes, pieces),
         identities=schemas.build_table(identities, schemas.IDENTITY_SCHEMA),
         observations=None if observations is None else _reassign(observations, changes, pieces),
@@ -166,7 +168,8 @@ def _split_track_rows(
     frames, times = schemas.ints_of(table, "frame_idx"), schemas.floats_of(table, "ts")
     confidence = schemas.floats_of(table, "confidence")
     rows_of = dict(group_rows(schemas.ints_of(table, "track_id")))
-    kept, fresh = [], []
+    kept: list[dict[str, Any]] = []
+    fresh: list[dict[str, Any]] = []
     for row in episode.tracks.to_pylist():
         if row["track_id"] not in changes:
             kept.append(row)

@@ -84,9 +84,7 @@ def gate_thresholds(settings: SplitTracksSettings) -> GateThresholds:
 
 def find_track_changes(samples: TrackSamples, settings: SplitTracksSettings) -> list[Candidate]:
     """The gate's candidates in one track, confirmed and refused."""
-    return find_changes(
-        samples.embeddings, samples.boxes, samples.times_s, samples.trust, gate_thresholds(settings)
-    )
+    return find_changes(samples.embeddings, samples.boxes, samples.times_s, samples.trust, gate_thresholds(settings))
 
 
 def count_switches(episode: Episode, settings: SplitTracksSettings) -> int:
