@@ -233,7 +233,8 @@ def check_video(episode: Episode, video: VideoFacts) -> None:
         if outside.any():
             raise VideoError(
                 f"{video.path}: {video.width}x{video.height}, but {episode.ep_id} has faces as far as "
-                fX were made from"
+                f"{centres.max(axis=0).round().astype(int).tolist()}; it has another resolution than the video the "
+                "artifacts were made from"
             )
 
 

@@ -166,8 +166,8 @@ def _open_video(job: EpisodeJob, report: CleanupReport) -> VideoFacts | None:
         if "reembed" in job.actions:
             raise VideoError(f"{path}: no video, and reembed needs it; give one with --video")
         report.warnings.append(
-            f"no video at {path}: split_tracks worked on the embeddings of faces.jsonl, which see blur and turned heads "
-            "as changes more easily"
+            f"no video at {path}: split_tracks worked on the embeddings of faces.jsonl, to which blur and turned "
+            "heads look more like changes"
         )
         return None
     with VideoFrames(path) as frames:
