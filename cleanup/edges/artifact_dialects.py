@@ -188,9 +188,9 @@ class DocumentedDialect:
         set_changed(record, "track_ids", [self.track_key(t) for t in row["track_ids"]])
         record.setdefault("canonical_face_path", "")
         stats = dict(record.get("embedding_stats") or {})
-        if row["centroid_norm"] is not None:
-            set_changed(stats, "centroid_norm", row["centroid_norm"])
-            set_changed(stats, "variance", round(1 - row["centroid_norm"] ** 2, 4))
+        if row["centroid_norm"] is not None and row["centroid_norm"] != stats.get("centroid_norm"):
+            stats["centroid_norm"] = row["centroid_norm"]
+            stats["variance"] = round(1 - row["centroid_norm"] ** 2, 4)
         set_changed(stats, "num_tracks", len(row["track_ids"]))
         set_changed(stats, "num_faces_total", row["n_faces"])
         set_changed(record, "embedding_stats", stats)

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import socket
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -135,6 +136,22 @@ def commit(paths: EpisodePaths, run_id: str, targets: list[Path]) -> Path:
     Returns:
         Folder with the backup of what was there.
     """
+    with _signals_held():
+        return _commit(paths, run_id, targets)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the commit is through; a crash needs the journal, an impatient user does not."""
+    held = {signal.SIGINT, signal.SIGTERM}
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def _commit(paths: EpisodePaths, run_id: str, targets: list[Path]) -> Path:
     backup = paths.root / "backups" / paths.ep_id / run_id
     staged_root = paths.runs / run_id / "staged"
     moves = []

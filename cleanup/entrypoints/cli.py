@@ -67,7 +67,7 @@ def one_line_errors() -> Iterator[None]:
         typer.echo(f"cleanup: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        typer.echo("cleanup: interrupted; nothing was written", err=True)
+        typer.echo("cleanup: interrupted; no file is half written", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -65,20 +65,9 @@ def run_demo(folder: Path, seed: int) -> None:
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     marker.write_text("Made by cleanup demo; made anew at each call.\n")
-    rng = np.random.default_rng(seed)
     typer.echo(f"Drawing a {_N_SHOTS * _SHOT_FRAMES / _FPS:.0f} s episode and its raw artifacts under {folder}")
-    models = folder / "models"
-    models.mkdir()
-    _write_embedder(models / f"{MODEL_NAME}.onnx", rng)
-    recogniser = FaceRecogniser(models / f"{MODEL_NAME}.onnx", "cpu")
-    cast = _choose_cast(recogniser, rng)
-    faces = _render_video(folder / "videos" / EP_ID / "episode.mp4", cast, rng)
-    _write_artifacts(folder, faces, recogniser)
-    seeds = folder / "seed_photos"
-    for name, look in list(zip(_NAMES, cast, strict=True))[:_N_SEEDED]:
-        (seeds / name).mkdir(parents=True)
-        crop = _draw_aligned(look, rng)
-        cv2.imwrite(str(seeds / name / "seed1.png"), cv2.cvtColor(crop, cv2.COLOR_RGB2BGR))
+    draw_episode(folder, seed)
+    models, seeds = folder / "models", folder / "seed_photos"
     shared = ["--out-root", str(folder), "--models", str(models), "--device", "cpu"]
     for arguments in (
         ["facebank", "enroll", "--show", "demo", "--aligned", *shared, str(seeds)],
@@ -88,6 +77,27 @@ def run_demo(folder: Path, seed: int) -> None:
         app(arguments, standalone_mode=False)
     typer.echo(f"\n{_N_SEEDED} of {_N_PEOPLE} people have a seed; {_NAMES[-1]} has none and stays unnamed.")
     typer.echo(f"pictures of every track: {folder / 'frames' / EP_ID / 'thumbs'}")
+
+
+def draw_episode(folder: Path, seed: int) -> None:
+    """Draws an episode into a data root: its video, raw artifacts in the emitted dialect, models and seed photos.
+
+    Args:
+        folder: An existing data root; ``models`` and ``seed_photos`` are made in it as well.
+        seed: Decides cast, shots and movements.
+    """
+    rng = np.random.default_rng(seed)
+    models, seeds = folder / "models", folder / "seed_photos"
+    models.mkdir()
+    _write_embedder(models / f"{MODEL_NAME}.onnx", rng)
+    recogniser = FaceRecogniser(models / f"{MODEL_NAME}.onnx", "cpu")
+    cast = _choose_cast(recogniser, rng)
+    faces = _render_video(folder / "videos" / EP_ID / "episode.mp4", cast, rng)
+    _write_artifacts(folder, faces, recogniser)
+    for name, look in list(zip(_NAMES, cast, strict=True))[:_N_SEEDED]:
+        (seeds / name).mkdir(parents=True)
+        crop = _draw_aligned(look, rng)
+        cv2.imwrite(str(seeds / name / "seed1.png"), cv2.cvtColor(crop, cv2.COLOR_RGB2BGR))
 
 
 def _random_look(rng: np.random.Generator) -> _Look:

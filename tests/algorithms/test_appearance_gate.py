@@ -1,0 +1,116 @@
+"""The gate splits at a change of person and at nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cleanup.algorithms.appearance_gate import GateThresholds, compute_consecutive_iou, find_changes
+from tests.builders import make_faces, make_people
+
+GATE = GateThresholds(hard=0.70, soft=0.78, streak=2, min_iou=0.55, prototype_momentum=0.85, same_person=0.40)
+PEOPLE = make_people(4)
+BLUR = 3  # the direction that all blurred faces share
+
+
+def find_splits(runs: Sequence[tuple[int, int]], *, gate: GateThresholds = GATE, step_s: float = 1 / 12) -> list[int]:
+    """Split indices of a track made of (person, number of samples) runs; person 3 stands for untrusted blur."""
+    parts = [make_faces(PEOPLE[p], n, noise=0.35, seed=i) for i, (p, n) in enumerate(runs)]
+    embeddings = np.concatenate(parts)
+    trust = np.concatenate([np.full(n, 0.05 if p == BLUR else 1.0) for p, n in runs])
+    boxes = np.tile([0.0, 0.0, 100.0, 100.0], (len(embeddings), 1))
+    times = np.arange(len(embeddings)) * step_s
+    return [c.index for c in find_changes(embeddings, boxes, times, trust, gate) if c.is_split]
+
+
+def test_one_person_is_not_split() -> None:
+    assert find_splits([(0, 40)]) == []
+
+
+def test_a_swap_is_split_at_its_first_sample() -> None:
+    assert find_splits([(0, 15), (1, 20)]) == [15]
+
+
+def test_a_burst_of_blur_does_not_split() -> None:
+    assert find_splits([(0, 15), (BLUR, 6), (0, 15)]) == []
+
+
+def test_blur_at_the_end_does_not_split() -> None:
+    assert find_splits([(0, 15), (BLUR, 4)]) == []
+
+
+def test_a_person_who_comes_and_goes_is_cut_out() -> None:
+    assert find_splits([(0, 12), (1, 12), (0, 12)]) == [12, 24]
+
+
+@pytest.mark.parametrize("runs", [[(0, 2), (1, 20)], [(0, 20), (1, 2)]], ids=["first two samples", "last two samples"])
+def test_a_change_at_the_edge_is_found(runs: list[tuple[int, int]]) -> None:
+    assert find_splits(runs) == [runs[0][1]]
+
+
+def test_one_odd_sample_is_no_person() -> None:
+    assert find_splits([(0, 15), (1, 1), (0, 15)]) == []
+
+
+def test_a_change_behind_blur_is_split_once() -> None:
+    splits = find_splits([(0, 15), (BLUR, 4), (1, 15)])
+
+    assert len(splits) == 1
+    assert 15 <= splits[0] <= 19
+
+
+def test_a_long_stretch_of_untrusted_faces_of_somebody_else_is_split() -> None:
+    assert find_splits([(BLUR, 30), (0, 30)]) == [30]
+
+
+@pytest.mark.parametrize("hard", [0.30, 0.45, 0.60, 0.70])
+def test_the_hard_threshold_does_not_decide_a_clear_case(hard: float) -> None:
+    gate = GateThresholds(hard, hard + 0.08, 2, 0.55, 0.85, 0.40)
+
+    assert find_splits([(0, 15), (1, 15), (2, 15)], gate=gate) == [15, 30]
+
+
+def test_a_jumping_box_alone_does_not_split() -> None:
+    embeddings = make_faces(PEOPLE[0], 20)
+    boxes = np.tile([0.0, 0.0, 100.0, 100.0], (20, 1))
+    boxes[10:] += 300
+
+    candidates = find_changes(embeddings, boxes, np.arange(20) / 12, np.ones(20), GATE)
+
+    assert [(c.index, c.reason, c.is_split) for c in candidates] == [(10, "iou", False)]
+
+
+@pytest.mark.parametrize("n_samples", [0, 1, 2])
+def test_tiny_tracks_are_left_alone(n_samples: int) -> None:
+    assert find_splits([(0, n_samples)]) == []
+
+
+def test_identical_and_zero_vectors_are_survived() -> None:
+    zero = np.zeros((5, 8))
+
+    assert find_changes(zero, np.tile([0.0, 0, 1, 1], (5, 1)), np.arange(5.0), np.ones(5), GATE) is not None
+
+
+def test_iou_of_equal_boxes_is_one_and_of_distant_ones_zero() -> None:
+    boxes = np.array([[0.0, 0, 2, 2], [0, 0, 2, 2], [5, 5, 6, 6]])
+
+    assert compute_consecutive_iou(boxes) == pytest.approx([1, 1, 0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 15)), min_size=1, max_size=6))
+def test_no_piece_is_split_again(runs: list[tuple[int, int]]) -> None:
+    """Cutting at the confirmed changes is final: a second run on the pieces finds nothing."""
+    embeddings = np.concatenate([make_faces(PEOPLE[p], n, noise=0.5, seed=i) for i, (p, n) in enumerate(runs)])
+    trust = np.concatenate([np.full(n, 0.05 if p == BLUR else 1.0) for p, n in runs])
+    boxes = np.tile([0.0, 0.0, 100.0, 100.0], (len(embeddings), 1))
+    times = np.arange(len(embeddings)) / 12
+    cuts = [c.index for c in find_changes(embeddings, boxes, times, trust, GATE) if c.is_split]
+
+    for piece in np.split(np.arange(len(embeddings)), cuts):
+        again = find_changes(embeddings[piece], boxes[piece], times[piece], trust[piece], GATE)
+        assert not any(c.is_split for c in again)

@@ -1,0 +1,111 @@
+"""Small builders for test data; each test spells out only what it is about."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DOCUMENTED_EP, EMITTED_EP = "show-s01e01", "show-s01e02"
+
+
+def make_people(n_people: int, dimension: int = 64, seed: int = 0) -> NDArray[np.float64]:
+    """Unit vectors of different people, nearly orthogonal, shape (n_people, dimension)."""
+    vectors = np.random.default_rng(seed).normal(size=(n_people, dimension))
+    return np.linalg.qr(vectors.T)[0].T if n_people <= dimension else vectors / np.linalg.norm(vectors, axis=1)[:, None]
+
+
+def make_faces(person: NDArray[np.float64], n_faces: int, noise: float = 0.3, seed: int = 0) -> NDArray[np.float64]:
+    """Unit rows around one person; ``noise`` is the length of the deviation."""
+    deviation = np.random.default_rng(seed).normal(size=(n_faces, len(person)))
+    deviation *= noise / np.linalg.norm(deviation, axis=1, keepdims=True)
+    rows = person + deviation
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def write_episode(root: Path, dialect: str, people: tuple[tuple[str, ...], ...] = (("a",), ("b",), ("a",))) -> str:
+    """Writes a small episode: one track per entry, in which the people named follow each other, 12 faces each.
+
+    Tracks lie one after the other in time, so none share a frame.
+    """
+    ep_id = DOCUMENTED_EP if dialect == "documented" else EMITTED_EP
+    names = sorted({p for track in people for p in track})
+    vectors = dict(zip(names, make_people(len(names)), strict=True))
+    tracks, faces, rows, frame = [], [], [], 0
+    for number, track in enumerate(people, start=1):
+        first = frame
+        for place, person in enumerate(track):
+            for vector in make_faces(vectors[person], 12, seed=100 * number + place):
+                faces.append(_face(dialect, ep_id, number, frame, vector, len(faces) + 1))
+                rows.append(vector.round(6))
+                frame += 4
+        tracks.append(_track(dialect, ep_id, number, first, frame - 4))
+        frame += 20
+    _write(root, ep_id, dialect, tracks, faces, rows)
+    return ep_id
+
+
+def _face(dialect: str, ep_id: str, track: int, frame: int, vector: NDArray[np.float64], number: int) -> dict[str, Any]:
+    embedding = [round(float(v), 6) for v in vector]
+    if dialect == "documented":
+        return {"face_id": f"face-{number:05d}", "track_id": f"track-{track:05d}", "frame_idx": frame,
+                "bbox": [0.4, 0.3, 0.5, 0.5], "landmarks": [0.43, 0.36, 0.47, 0.36, 0.45, 0.4, 0.43, 0.45, 0.47, 0.45],
+                "embedding": embedding, "quality_score": 0.8, "crop_path": "", "x_ours": number}  # fmt: skip
+    return {"ep_id": ep_id, "face_id": f"face_{track:04d}_{frame:06d}", "track_id": track, "frame_idx": frame,
+            "ts": round(frame / 24, 4), "bbox_xyxy": [200.0, 100.0, 300.0, 220.0], "conf": 0.8, "quality": 0.8,
+            "embedding": embedding, "embedding_model": "tiny", "detector": "d", "pipeline_ver": "v",
+            "seed_cast_id": "c1"}  # fmt: skip
+
+
+def _track(dialect: str, ep_id: str, number: int, first: int, last: int) -> dict[str, Any]:
+    if dialect == "documented":
+        return {"track_id": f"track-{number:05d}", "ep_id": ep_id, "start_s": round(first / 24, 4),
+                "end_s": round(last / 24, 4), "frame_span": [first, last], "sample_thumbs": ["t.jpg"],
+                "stats": {"detections": (last - first) // 4 + 1, "avg_conf": 0.8, "mine": 1},
+                "schema_version": "track_v1"}  # fmt: skip
+    boxes = [{"frame_idx": f, "ts": round(f / 24, 4), "bbox_xyxy": [200.0, 100.0, 300.0, 220.0], "conf": 0.8, "k": f}
+             for f in range(first, last + 1, 2)]  # fmt: skip
+    return {"track_id": number, "class": "face", "first_ts": round(first / 24, 4), "last_ts": round(last / 24, 4),
+            "frame_count": len(boxes), "first_frame_idx": first, "last_frame_idx": last, "bboxes_sampled": boxes,
+            "pipeline_ver": "v", "thumb_s3_key": "s3"}  # fmt: skip
+
+
+def _write(root: Path, ep_id: str, dialect: str, tracks: list[Any], faces: list[Any], rows: list[Any]) -> None:
+    manifests = root / "manifests" / ep_id
+    manifests.mkdir(parents=True)
+    (root / "embeds" / ep_id).mkdir(parents=True)
+    for name, records in (("tracks.jsonl", tracks), ("faces.jsonl", faces)):
+        (manifests / name).write_text("".join(json.dumps(r) + "\n" for r in records))
+    ids = [t["track_id"] for t in tracks]
+    if dialect == "documented":
+        document: dict[str, Any] = {
+            "identities": [
+                {"identity_id": f"identity-{i:05d}", "cluster_id": None, "track_ids": [t], "canonical_face_path": "p",
+                 "embedding_stats": {"centroid_norm": 1.0, "variance": 0.0, "num_tracks": 1, "num_faces_total": 12},
+                 "labels": {}, "locked": False, "created_at": "2026-01-01T00:00:00Z",
+                 "updated_at": "2026-01-01T00:00:00Z", "note": "kept"}
+                for i, t in enumerate(ids, start=1)
+            ],
+            "metadata": {"ep_id": ep_id, "num_tracks": len(ids), "created_at": "2026-01-01T00:00:00Z", "tool": "x"},
+        }  # fmt: skip
+    else:
+        document = {
+            "ep_id": ep_id, "pipeline_ver": "v", "config": {"cluster_thresh": 0.9}, "stats": {"faces": len(faces)},
+            "identities": [{"identity_id": f"id_{t:04d}", "label": None, "track_ids": [t], "size": 12, "note": "kept"}
+                           for t in ids],
+        }  # fmt: skip
+    (manifests / "identities.json").write_text(json.dumps(document, indent=1))
+    np.save(root / "embeds" / ep_id / "faces.npy", np.array(rows, np.float32))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its content."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

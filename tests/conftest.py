@@ -1,0 +1,64 @@
+"""Shared fixtures: the drawn episode, the shared real episodes, a clean environment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cleanup.settings import SPECS
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable that the product reads leaks from the developer's shell into a test."""
+    names = {s.metadata["env"] for s in SPECS.values()} - {None}
+    for name in names | {"SCREENALYTICS_DATA_ROOT", "SCREENALYTICS_PERF_PROFILE", "SCREENALYTICS_CONFIG_DIR", "RAY_ADDRESS"}:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The shared real episodes and models; in CI they must be there."""
+    if not (SHARED / "data").is_dir():
+        if os.environ.get("CI"):
+            pytest.fail(f"{SHARED} is missing")
+        pytest.skip("the shared episodes are not here")
+    return SHARED
+
+
+def copy_data(source: Path, target: Path) -> Path:
+    """A writable copy of a data root."""
+    shutil.copytree(source, target, copy_function=shutil.copyfile)
+    for path in [target, *target.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return target
+
+
+@pytest.fixture(scope="session")
+def _drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from cleanup.entrypoints.demo import draw_episode
+
+    folder = tmp_path_factory.mktemp("drawn") / "data"
+    folder.mkdir()
+    draw_episode(folder, seed=1)
+    return folder
+
+
+@pytest.fixture
+def drawn(_drawn: Path, tmp_path: Path) -> Path:
+    """A fresh data root with the drawn episode demo-s01e01, its models and seed photos."""
+    return copy_data(_drawn, tmp_path / "data")
+
+
+@pytest.fixture
+def shared_data(shared: Path, tmp_path: Path) -> Path:
+    """A fresh copy of the shared data root."""
+    return copy_data(shared / "data", tmp_path / "shared-data")

@@ -1,0 +1,112 @@
+"""The Facebank on a real PostgreSQL: seeds in, matches out, and clear words when it cannot."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cleanup.edges.postgres_facebank import PostgresFacebank, Seed, open_facebank
+from cleanup.errors import FacebankError
+from tests.builders import make_faces, make_people
+
+PEOPLE = make_people(3, 32).astype(np.float32)
+
+
+def make_seed(person: int, number: int = 0, dimension: int = 32) -> Seed:
+    vector = make_faces(make_people(3, dimension)[person], 1, 0.2, number)[0].astype(np.float32)
+    return Seed(f"p{person}", f"P {person}", f"{number}.jpg", f"digest-{person}-{number}", vector, 0.9)
+
+
+@pytest.fixture
+def facebank(tmp_path: Path) -> Iterator[PostgresFacebank]:
+    with open_facebank("", tmp_path / "facebank" / "postgres") as opened:
+        yield opened
+
+
+def test_the_nearest_person_comes_first(facebank: PostgresFacebank) -> None:
+    facebank.enroll("show", "m", "sha", [make_seed(p, n) for p in range(3) for n in range(2)])
+
+    matches = facebank.match("show", "m", PEOPLE[[2, 0]])
+
+    assert [(m.index, m.person_id) for m in matches if m.similarity > 0.9] == [(0, "p2"), (1, "p0")]
+    assert len(matches) == 6
+    assert {m.n_seeds for m in matches} == {2}
+
+
+def test_a_similarity_is_the_cosine_to_the_best_seed(facebank: PostgresFacebank) -> None:
+    seeds = [make_seed(0, n) for n in range(3)]
+    facebank.enroll("show", "m", "sha", seeds)
+
+    [match] = facebank.match("show", "m", PEOPLE[:1])
+
+    assert match.similarity == pytest.approx(max(float(s.embedding @ PEOPLE[0]) for s in seeds), abs=1e-5)
+
+
+def test_enrolling_twice_adds_nothing(facebank: PostgresFacebank) -> None:
+    assert facebank.enroll("show", "m", "sha", [make_seed(0), make_seed(1)]) == 2
+    assert facebank.enroll("show", "m", "sha", [make_seed(0), make_seed(1)]) == 0
+    assert [(p.person_id, p.n_seeds) for p in facebank.list_people("show")] == [("p0", 1), ("p1", 1)]
+
+
+def test_another_show_knows_nobody(facebank: PostgresFacebank) -> None:
+    facebank.enroll("show", "m", "sha", [make_seed(0)])
+
+    assert facebank.match("other", "m", PEOPLE[:1]) == []
+
+
+@pytest.mark.parametrize(("model", "dimension"), [("another", 32), ("m", 16)])
+def test_another_model_or_dimension_is_refused_with_both_names(
+    facebank: PostgresFacebank, model: str, dimension: int
+) -> None:
+    facebank.enroll("show", "m", "sha", [make_seed(0)])
+
+    with pytest.raises(FacebankError, match=rf"m \(32 dimensions\).*{model} \({dimension}"):
+        facebank.match("show", model, make_people(1, dimension).astype(np.float32))
+
+
+def test_a_removed_person_is_gone_with_all_seeds(facebank: PostgresFacebank) -> None:
+    facebank.enroll("show", "m", "sha", [make_seed(0), make_seed(0, 1), make_seed(1)])
+
+    assert facebank.remove("show", "p0") == 2
+    assert [p.person_id for p in facebank.list_people()] == ["p1"]
+    with pytest.raises(FacebankError, match="has no person 'p0'"):
+        facebank.remove("show", "p0")
+
+
+def test_what_was_enrolled_is_there_after_the_server_stopped(tmp_path: Path) -> None:
+    folder = tmp_path / "facebank" / "postgres"
+    with open_facebank("", folder) as first:
+        first.enroll("show", "m", "sha", [make_seed(0)])
+    with open_facebank("", folder) as again:
+        assert len(again.list_people()) == 1
+
+
+def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
+    with pytest.raises(FacebankError, match="does not answer") as caught:
+        PostgresFacebank("postgresql://me:s3cret@127.0.0.1:9/none").check()
+
+    assert "s3cret" not in str(caught.value)
+
+
+def enroll_in_a_process(folder: str, number: int) -> None:
+    with open_facebank("", Path(folder)) as opened:
+        opened.enroll("show", "m", "sha", [make_seed(0, n) for n in range(number, number + 3)])
+
+
+def test_commands_that_run_at_once_share_the_embedded_server(tmp_path: Path) -> None:
+    """Two processes start, migrate and stop the same embedded server at the same time."""
+    folder = tmp_path / "facebank" / "postgres"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=enroll_in_a_process, args=(str(folder), n)) for n in (0, 2, 4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+
+    assert [p.exitcode for p in processes] == [0, 0, 0]
+    with open_facebank("", folder) as opened:
+        assert opened.list_people()[0].n_seeds == 7
