@@ -20,7 +20,12 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable that the product reads leaks from the developer's shell into a test."""
     names = {s.metadata["env"] for s in SPECS.values()} - {None}
-    for name in names | {"SCREENALYTICS_DATA_ROOT", "SCREENALYTICS_PERF_PROFILE", "SCREENALYTICS_CONFIG_DIR", "RAY_ADDRESS"}:
+    for name in names | {
+        "SCREENALYTICS_DATA_ROOT",
+        "SCREENALYTICS_PERF_PROFILE",
+        "SCREENALYTICS_CONFIG_DIR",
+        "RAY_ADDRESS",
+    }:
         monkeypatch.delenv(name, raising=False)
 
 

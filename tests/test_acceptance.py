@@ -17,10 +17,8 @@ pytestmark = [pytest.mark.shared, pytest.mark.slow]
 
 
 def run_shared(root: Path, shared: Path, ep_id: str, profile: str) -> dict[str, Any]:
-    return report_of(
-        cleanup("run", "--ep-id", ep_id, "--out-root", root, "--models", shared / "models", "--profile", profile, "--device",
-                "cpu", "--write-back", "--json")  # fmt: skip
-    )
+    arguments = ["--ep-id", ep_id, "--out-root", root, "--models", shared / "models", "--profile", profile]
+    return report_of(cleanup("run", *arguments, "--device", "cpu", "--write-back", "--json"))
 
 
 def score(root: Path, shared: Path, ep_id: str) -> dict[str, float]:

@@ -88,8 +88,18 @@ def test_every_documented_key_is_there() -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("clustering.yaml", "cluster_thresh: 0.52", "cluster_tresh: 0.52", r"clustering.yaml: unknown key cluster_tresh"),
-        ("clustering.yaml", "cluster_thresh: 0.52", "cluster_thresh: 1.5", r"clustering.yaml:cluster_thresh: .*from -1"),
+        (
+            "clustering.yaml",
+            "cluster_thresh: 0.52",
+            "cluster_tresh: 0.52",
+            r"clustering.yaml: unknown key cluster_tresh",
+        ),
+        (
+            "clustering.yaml",
+            "cluster_thresh: 0.52",
+            "cluster_thresh: 1.5",
+            r"clustering.yaml:cluster_thresh: .*from -1",
+        ),
         ("clustering.yaml", "min_cluster_size: 1", "min_cluster_size: yes please", r"must be a whole number"),
         ("clustering.yaml", "min_cluster_size: 1", "min_cluster_size: 1.5", r"must be a whole number"),
         ("clustering.yaml", "cluster_thresh: 0.52", "cluster_thresh: [", r"clustering.yaml:\d+: not valid YAML"),

@@ -77,7 +77,8 @@ class _PlainProgress:
 
 def print_report(console: Console, report: Mapping[str, Any]) -> None:
     """The before/after table with targets, what each phase did, warnings in words, and where the files are."""
-    table = Table(title=f"{report['ep_id']}: {', '.join(report['actions_completed'])}", title_justify="left")
+    console.print(f"{report['ep_id']}: {', '.join(report['actions_completed'])}", highlight=False)
+    table = Table()
     table.add_column("")
     for heading in ("before", "after", "target"):
         table.add_column(heading, justify="right")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -39,7 +41,9 @@ def test_a_cycle_of_parents_ends() -> None:
     assert find_roots({1: 2, 2: 1}) == {1: 1, 2: 1}
 
 
-@given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 60), st.integers(1, 50)), max_size=40), st.integers(1, 99))
+@given(
+    st.lists(st.tuples(st.integers(0, 500), st.integers(0, 60), st.integers(1, 50)), max_size=40), st.integers(1, 99)
+)
 def test_shards_hold_every_lineage_once_and_never_share_a_frame(
     spans: list[tuple[int, int, int]], max_faces: int
 ) -> None:
@@ -49,7 +53,7 @@ def test_shards_hold_every_lineage_once_and_never_share_a_frame(
 
     assert sorted(i for shard in shards for i in shard) == list(range(len(loads)))
     ends = [(min(loads[i].first_frame for i in s), max(loads[i].last_frame for i in s)) for s in shards]
-    assert all(a[1] < b[0] for a, b in zip(ends, ends[1:], strict=False))
+    assert all(a[1] < b[0] for a, b in pairwise(ends))
 
 
 def make_track(track_id: int, x: float, first: int, last: int) -> KnownTrack:

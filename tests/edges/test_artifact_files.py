@@ -168,7 +168,9 @@ def test_all_violations_are_collected(tmp_path: Path) -> None:
     assert [p.split(":")[1] for p in find_violations(paths)][:3] == ["2", "5", "9"]
 
 
-@pytest.mark.parametrize("ep_id", ["../x", "a/b-s01e01", "show", "show-s1e1", "", ".-s01e01", "x-s01e01/..", "x\n-s01e01"])
+@pytest.mark.parametrize(
+    "ep_id", ["../x", "a/b-s01e01", "show", "show-s1e1", "", ".-s01e01", "x-s01e01/..", "x\n-s01e01"]
+)
 def test_an_episode_id_that_is_none_is_refused(ep_id: str) -> None:
     with pytest.raises(ArtifactError, match="not of the form"):
         check_ep_id(ep_id)

@@ -68,7 +68,7 @@ def test_what_is_wrong_with_a_photo_is_said(shared: Path, models: FaceModels, tm
         "not a readable picture",
     ]
     largest = SeedRules(0.5, 45, use_largest=True)
-    assert list(embed_photos([("p", folder / "2-two.png")], models, largest))[0].seed is not None
+    assert next(embed_photos([("p", folder / "2-two.png")], models, largest)).seed is not None
 
 
 def test_aligned_crops_need_no_detector(drawn: Path) -> None:

@@ -63,7 +63,9 @@ def test_a_crash_at_any_step_leaves_all_old_or_all_new(tmp_path: Path) -> None:
         files = (paths.tracks, paths.faces, paths.embeddings)
         old = [p.read_bytes() for p in files]
 
-        code = subprocess.run([sys.executable, "-c", CRASHING, str(root), paths.ep_id, str(step)], check=False).returncode
+        code = subprocess.run(
+            [sys.executable, "-c", CRASHING, str(root), paths.ep_id, str(step)], check=False
+        ).returncode
         with write_back.hold_episode(paths):
             now = [p.read_bytes() for p in files]
 
