@@ -40,6 +40,7 @@ class PersonMatch:
         person_id: The person.
         name: The person's name for people.
         similarity: Cosine to the person's nearest seed.
+        second_similarity: Cosine to the second nearest seed, or None where the person has one.
         n_seeds: How many seeds of the person were compared.
     """
 
@@ -47,6 +48,7 @@ class PersonMatch:
     person_id: str
     name: str
     similarity: float
+    second_similarity: float | None
     n_seeds: int
 
 
@@ -54,7 +56,7 @@ class Facebank(Protocol):
     """Known people by show. Every call is one transaction; FacebankError if the server does not answer."""
 
     def match(self, show: str, model: str, centroids: NDArray[np.float32]) -> list[PersonMatch]:
-        """Similarity of each centroid to every person of the show, nearest first within a centroid.
+        """Similarity of each vector to every person of the show, nearest first within a vector.
 
         Raises:
             FacebankError: The show's seeds were made with another model or dimension; the message names both.

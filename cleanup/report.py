@@ -11,7 +11,7 @@ import numpy as np
 from cleanup import schemas
 from cleanup.algorithms.episode_metrics import compute_metrics, find_missed_targets
 from cleanup.episode import Episode
-from cleanup.phases.track_samples import count_switches
+from cleanup.phases.gate import count_switches
 from cleanup.settings import ReclusterSettings, SplitTracksSettings
 
 SCHEMA_VERSION = "cleanup_report_v1"

@@ -17,9 +17,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cleanup.errors import SettingsError
-from cleanup.settings import DEFAULT_PROFILE, PROFILE_VARIABLE, PROFILES_FILE, SECTIONS, SPECS, Settings, SettingSpec
+from cleanup.settings import (
+    DEFAULT_PROFILE,
+    PROFILE_VARIABLE,
+    PROFILES_FILE,
+    SECTIONS,
+    SPECS,
+    Settings,
+    SettingSpec,
+    Threshold,
+)
 
 CONFIG_DIR_VARIABLE = "SCREENALYTICS_CONFIG_DIR"
+AUTO = "auto"
 STAGE_FILES = ("detection.yaml", "tracking.yaml", "faces_embed_sampling.yaml", "clustering.yaml")
 
 
@@ -45,8 +55,17 @@ class ResolvedSettings:
         return getattr(getattr(self.settings, SPECS[name].section), name)
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """``{name: {value, source}}`` as the report keeps it. Secrets in a DSN are left out."""
-        described = {n: {"value": self.value(n), "source": self.sources[n]} for n in SPECS}
+        """``{name: {value, source}}`` as the report keeps it; ``auto`` where a threshold is placed from evidence.
+
+        Secrets in a DSN are left out.
+        """
+        described: dict[str, dict[str, Any]] = {}
+        for name in SPECS:
+            value, source = self.value(name), self.sources[name]
+            if isinstance(value, Threshold):
+                described[name] = {"value": value.value, "source": source} | ({"auto": True} if value.is_auto else {})
+            else:
+                described[name] = {"value": value, "source": source}
         if described["facebank_dsn"]["value"]:
             described["facebank_dsn"]["value"] = hide_password(str(described["facebank_dsn"]["value"]))
         return described
@@ -169,6 +188,8 @@ def parse_value(spec: SettingSpec, value: Any, source: str) -> Any:
     Raises:
         SettingsError: Wrong type or out of range; the message names the source.
     """
+    if isinstance(value, Threshold):
+        return value
     parsed = _convert(spec, value, source)
     meta = spec.metadata
     if meta["choices"] and parsed not in meta["choices"]:
@@ -181,6 +202,8 @@ def parse_value(spec: SettingSpec, value: Any, source: str) -> Any:
 
 
 def _convert(spec: SettingSpec, value: Any, source: str) -> Any:
+    if spec.kind is Threshold and isinstance(value, str) and value.strip().lower() == AUTO:
+        raise SettingsError(f"{source}: {spec.name} must be a number here; auto is for options and the environment")
     wrong = SettingsError(f"{source}: {spec.name} must be {_article(spec.kind)}, not {value!r}")
     if spec.kind is bool:
         words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -205,7 +228,8 @@ def _convert(spec: SettingSpec, value: Any, source: str) -> Any:
 
 
 def _article(kind: type) -> str:
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Threshold: "a number"}
+    return words[kind]
 
 
 def resolve(
@@ -233,6 +257,13 @@ def resolve(
     sources: dict[str, str] = {}
     for spec in SPECS.values():
         value, source = _pick(spec, explicit, environment, chosen, config)
+        is_given = source == "explicit" or source.startswith("environment")
+        if spec.kind is Threshold:
+            if is_given and str(value).strip().lower() == AUTO:
+                value, below = _pick(spec, {}, {}, chosen, config)
+                source, is_given = f"{source} (auto), {below}", False
+            number = value.value if isinstance(value, Threshold) else parse_value(spec, value, source)
+            value = Threshold(number, is_auto=not is_given)
         values.setdefault(spec.section, {})[spec.name] = parse_value(spec, value, source)
         sources[spec.name] = source
     sections = {f.name: SECTIONS[f.name](**values[f.name]) for f in dataclasses.fields(Settings)}

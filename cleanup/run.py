@@ -109,7 +109,7 @@ def empty_grouping() -> dict[str, Any]:
         "centroids": {},
         "within_episode": {"groups": [], "merged_count": 0, "protected_pairs": []},
         "across_episodes": {
-            "assigned": [], "suggestions": [], "ambiguous": [], "conflicts": [],
+            "assigned": [], "suggestions": [], "ambiguous": [], "conflicts": [], "disagreements": [],
             "new_people_count": 0, "new_people": [], "warnings": [],
         },
     }  # fmt: skip

@@ -17,6 +17,20 @@ DEFAULT_PROFILE = "balanced"
 PROFILE_VARIABLE = "SCREENALYTICS_PERF_PROFILE"
 
 
+@dataclass(frozen=True)
+class Threshold:
+    """A similarity threshold that may be placed from the episode's own evidence.
+
+    Attributes:
+        value: The number: what holds if ``is_auto`` is false, or if there is too little evidence.
+        is_auto: Whether the threshold is placed; it is unless a number is given on the command line, in a request or
+            in the environment. ``auto`` may be given there as well.
+    """
+
+    value: float
+    is_auto: bool = True
+
+
 def _setting(
     default: Any,
     meaning: str,
@@ -140,8 +154,8 @@ class SplitTracksSettings:
     """The appearance gate."""
 
     gate_enabled: bool = _setting(True, "whether tracks are split at all", yaml="tracking.yaml:gate_enabled")
-    gate_hard: float = _setting(
-        0.70,
+    gate_hard: Threshold = _setting(
+        Threshold(0.70),
         "similarity to the track's prototype below which one sample proposes a change of person",
         env="TRACK_GATE_APPEAR_HARD",
         yaml="tracking.yaml:gate.appear_hard",
@@ -149,8 +163,8 @@ class SplitTracksSettings:
         at_most=1.0,
         option=True,
     )
-    gate_soft: float = _setting(
-        0.78,
+    gate_soft: Threshold = _setting(
+        Threshold(0.78),
         "similarity below which gate_streak samples in a row propose a change",
         env="TRACK_GATE_APPEAR_SOFT",
         yaml="tracking.yaml:gate.appear_soft",
@@ -184,8 +198,8 @@ class SplitTracksSettings:
         at_least=0.0,
         at_most=1.0,
     )
-    gate_same_person: float = _setting(
-        0.40,
+    gate_same_person: Threshold = _setting(
+        Threshold(0.40),
         "similarity of what lies before and after a proposed change from which it is refused",
         env="TRACK_GATE_SAME_PERSON",
         yaml="tracking.yaml:gate.same_person",
@@ -260,8 +274,8 @@ class ReembedSettings:
         at_least=0.0,
         at_most=1.0,
     )
-    min_agreement: float = _setting(
-        0.40,
+    min_agreement: Threshold = _setting(
+        Threshold(0.40),
         "similarity to the consensus of its track that a face must reach",
         yaml="faces_embed_sampling.yaml:quality_gating.min_agreement",
         at_least=-1.0,
@@ -332,8 +346,8 @@ class PoolingSettings:
 class ReclusterSettings:
     """Clustering of tracks into identities."""
 
-    cluster_thresh: float = _setting(
-        0.52,
+    cluster_thresh: Threshold = _setting(
+        Threshold(0.52),
         "mean cosine similarity down to which clusters are joined",
         env="CLEANUP_CLUSTER_THRESH",
         yaml="clustering.yaml:cluster_thresh",
@@ -349,8 +363,8 @@ class ReclusterSettings:
         unit="tracks",
         option=True,
     )
-    min_identity_sim: float = _setting(
-        0.45,
+    min_identity_sim: Threshold = _setting(
+        Threshold(0.45),
         "similarity to its cluster's centroid that a track must reach, else it is ejected",
         yaml="clustering.yaml:min_identity_sim",
         at_least=-1.0,

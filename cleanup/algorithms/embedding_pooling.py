@@ -62,6 +62,40 @@ def pool_faces(
     return PooledTrack(vector.astype(np.float32), float(np.mean(1 - vectors[used] @ vector)), used)
 
 
+def find_views(
+    embeddings: NDArray[np.floating], quality: NDArray[np.floating], *, min_similarity: float, max_views: int = 3
+) -> NDArray[np.float32]:
+    """Sub-centroids of a track that shows a person from several sides.
+
+    Faces in order of quality join the view they resemble most, or open a new one. A view of a single face does not
+    count beside others: it may be anything.
+
+    Args:
+        embeddings: Unit rows, shape (n, d), n >= 1.
+        quality: Weights 0..1, shape (n,).
+        min_similarity: Cosine to a view's mean from which a face belongs to it.
+        max_views: How many views at the most.
+
+    Returns:
+        Unit rows, shape (k, d) with 1 <= k <= ``max_views``.
+    """
+    vectors = np.asarray(embeddings, np.float64)
+    weights = np.maximum(np.nan_to_num(np.asarray(quality, np.float64), nan=0.5), 1e-3)
+    sums: list[NDArray[np.float64]] = []
+    sizes: list[int] = []
+    for i in np.argsort(-weights, kind="stable"):
+        similarity = [float(vectors[i] @ s) / max(float(np.linalg.norm(s)), _ZERO) for s in sums]
+        nearest = int(np.argmax(similarity)) if similarity else -1
+        if nearest < 0 or (similarity[nearest] < min_similarity and len(sums) < max_views):
+            sums.append(weights[i] * vectors[i])
+            sizes.append(1)
+        else:
+            sums[nearest] = sums[nearest] + weights[i] * vectors[i]
+            sizes[nearest] += 1
+    kept = [s for s, n in zip(sums, sizes, strict=True) if n > 1 or len(sums) == 1] or [sums[0]]
+    return np.array([s / max(float(np.linalg.norm(s)), _ZERO) for s in kept], np.float32)
+
+
 @dataclass(frozen=True)
 class Centroid:
     """An identity's centroid.

@@ -26,8 +26,23 @@ _FULL_TURN_DEG = 90.0
 _NORM_FULL, _NORM_NONE = 0.85, 0.60
 _SHARPNESS_FULL, _SHARPNESS_NONE = 0.50, 0.20
 _REFERENCE_PERCENTILE = 80
-# Similarity to the track's consensus: agreement is full at the first figure, gone at the second.
-_AGREEMENT_FULL, _AGREEMENT_NONE = 0.70, 0.20
+
+
+@dataclass(frozen=True)
+class AgreementScale:
+    """What similarity to a track's consensus means with the model at hand.
+
+    Attributes:
+        none: Cosine at which a face agrees no more than a stranger's would.
+        full: Cosine from which it agrees fully.
+    """
+
+    none: float = 0.20
+    full: float = 0.70
+
+    def rate(self, similarity: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Agreement 0..1 of cosines."""
+        return _ramp(similarity, self.none, self.full)
 
 
 @dataclass(frozen=True)
@@ -112,7 +127,9 @@ def estimate_occlusion(norms: NDArray[np.floating], confidence: NDArray[np.float
     return np.sqrt(norm_loss * confidence_loss)
 
 
-def measure_agreement(embeddings: NDArray[np.floating], trust: NDArray[np.floating]) -> NDArray[np.float64]:
+def measure_agreement(
+    embeddings: NDArray[np.floating], trust: NDArray[np.floating], scale: AgreementScale
+) -> NDArray[np.float64]:
     """Similarity of each face of one track to the consensus of the others.
 
     The consensus is the trust-weighted mean, recomputed once without the faces that disagree with it, so that a few
@@ -121,6 +138,7 @@ def measure_agreement(embeddings: NDArray[np.floating], trust: NDArray[np.floati
     Args:
         embeddings: Unit rows, shape (n, d).
         trust: Weights 0..1, shape (n,).
+        scale: What a cosine means.
 
     Returns:
         Cosine similarities, shape (n,); 1 for a track of one face.
@@ -133,7 +151,7 @@ def measure_agreement(embeddings: NDArray[np.floating], trust: NDArray[np.floati
     medoid = int(np.argmax((vectors @ (weights @ vectors) * weights).round(9)))
     similarity = vectors @ vectors[medoid]
     for _ in range(2):
-        kept = weights * _ramp(similarity, _AGREEMENT_NONE, _AGREEMENT_FULL)
+        kept = weights * scale.rate(similarity)
         centre = kept @ vectors
         norm = float(np.linalg.norm(centre))
         if norm < 1e-9:
@@ -143,13 +161,16 @@ def measure_agreement(embeddings: NDArray[np.floating], trust: NDArray[np.floati
 
 
 def combine_quality(
-    score: NDArray[np.floating], trust: NDArray[np.floating], agreement: NDArray[np.floating]
+    score: NDArray[np.floating],
+    trust: NDArray[np.floating],
+    agreement: NDArray[np.floating],
+    scale: AgreementScale,
 ) -> NDArray[np.float32]:
     """Quality 0..1: the documented score, lowered by what the track tells about blur, occlusion and disagreement.
 
     Trust and agreement together can take away up to three quarters of the score; nothing raises it.
     """
-    doubt = 1 - np.asarray(trust) * _ramp(agreement, _AGREEMENT_NONE, _AGREEMENT_FULL)
+    doubt = 1 - np.asarray(trust) * scale.rate(agreement)
     return (np.asarray(score) * (1 - 0.75 * doubt)).astype(np.float32)
 
 

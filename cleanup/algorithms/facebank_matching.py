@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 ASSIGNED, AMBIGUOUS, SUGGESTED, UNKNOWN = "assigned", "ambiguous", "suggested", "unknown"
 # Below the threshold by no more than this, a match is worth a person's look but not a name.
 _SUGGESTION_BAND = 0.10
+
+
+# Several seeds of a person have to agree: the second nearest one takes part with this weight, so that one mislabelled
+# photo among good ones does not speak alone.
+_SECOND_SEED_WEIGHT = 0.25
+# From this share of members that clearly are somebody else, an identity is not labelled.
+_MIN_DISSENT = 0.25
+
+
+def combine_seeds(best: float, second: float | None) -> float:
+    """Similarity to a person with several seeds: mostly the nearest one, a quarter the second nearest."""
+    return best if second is None else (1 - _SECOND_SEED_WEIGHT) * best + _SECOND_SEED_WEIGHT * second
+
+
+def find_dissent(person_id: str, votes: Sequence[str]) -> dict[str, int]:
+    """Votes of an identity's members for other people, if they are too many to ignore; else nothing.
+
+    Args:
+        person_id: The person the identity as a whole matches.
+        votes: The person each member clearly matches; members that match nobody do not vote.
+    """
+    others = Counter(v for v in votes if v != person_id)
+    return dict(sorted(others.items())) if others and others.total() >= _MIN_DISSENT * len(votes) else {}
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,35 @@ class Conflicts:
         return Conflicts(np.array(unique, np.int64).reshape(-1, 2))
 
 
+@dataclass(frozen=True)
+class Merge:
+    """Two clusters that were joined, named by their lowest indices.
+
+    Attributes:
+        first: Lowest index in the one cluster.
+        second: Lowest index in the other.
+        sizes: Tracks in each.
+        similarity: Mean cosine between them, or of the supporting pairs.
+        evidence: ``average_linkage``, ``views`` or ``singleton``.
+        n_supporting_pairs: Pairs of tracks the similarity is the mean of.
+    """
+
+    first: int
+    second: int
+    sizes: tuple[int, int]
+    similarity: float
+    evidence: str
+    n_supporting_pairs: int
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Labels 0..k-1 in order of first appearance, shape (n,), and the merges that led to them."""
+
+    labels: NDArray[np.int64]
+    merges: list[Merge]
+
+
 def find_components(vectors: NDArray[np.floating], min_similarity: float) -> NDArray[np.int64]:
     """Connected components of the graph of pairs with at least this similarity; shape (n,).
 
@@ -51,7 +80,7 @@ def find_components(vectors: NDArray[np.floating], min_similarity: float) -> NDA
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
-def cluster_tracks(vectors: NDArray[np.floating], min_similarity: float, conflicts: Conflicts) -> NDArray[np.int64]:
+def cluster_tracks(vectors: NDArray[np.floating], min_similarity: float, conflicts: Conflicts) -> Clustering:
     """Average-linkage agglomerative clustering down to a mean similarity.
 
     The two clusters with the highest mean pairwise cosine are joined, again and again, as long as that mean reaches
@@ -62,13 +91,11 @@ def cluster_tracks(vectors: NDArray[np.floating], min_similarity: float, conflic
         vectors: Unit rows, shape (n, d).
         min_similarity: The cut, as a cosine.
         conflicts: Pairs that are never joined.
-
-    Returns:
-        Labels 0..k-1 in order of first appearance, shape (n,).
     """
     n_tracks = len(vectors)
     if n_tracks == 0:
-        return np.zeros(0, np.int64)
+        return Clustering(np.zeros(0, np.int64), [])
+    merges: list[Merge] = []
     component = find_components(vectors, min_similarity)
     order = np.argsort(component, kind="stable")
     bounds = np.flatnonzero(np.diff(component[order])) + 1
@@ -80,14 +107,20 @@ def cluster_tracks(vectors: NDArray[np.floating], min_similarity: float, conflic
     n_labels = 0
     for members in np.split(order, bounds):
         pairs = pairs_of.get(int(component[members[0]]), [])
-        local = _cluster_component(np.asarray(vectors[members], np.float64), min_similarity, members, pairs)
+        rows = np.asarray(vectors[members], np.float64)
+        local = _cluster_component(rows, min_similarity, members, pairs, merges)
         labels[members] = local + n_labels
         n_labels += int(local.max()) + 1
-    return relabel(labels)
+    merges.sort(key=lambda m: (-m.similarity, m.first, m.second))
+    return Clustering(relabel(labels), merges)
 
 
 def _cluster_component(
-    vectors: NDArray[np.float64], min_similarity: float, members: NDArray[np.intp], pairs: list[tuple[int, int]]
+    vectors: NDArray[np.float64],
+    min_similarity: float,
+    members: NDArray[np.intp],
+    pairs: list[tuple[int, int]],
+    merges: list[Merge],
 ) -> NDArray[np.int64]:
     if len(vectors) == 1:
         return np.zeros(1, np.int64)
@@ -97,13 +130,34 @@ def _cluster_component(
         np.fill_diagonal(distance, 0)
         tree = linkage(squareform(distance, checks=False), method="average")
         cut = 1 - min_similarity + 0.5 * 10.0**-_DECIMALS
+        merges += _merges_of_tree(tree, cut, members)
         return np.asarray(fcluster(tree, cut, criterion="distance"), np.int64) - 1
     place = {int(m): i for i, m in enumerate(members)}
-    return _constrained_average_linkage(similarity, min_similarity, [(place[a], place[b]) for a, b in pairs])
+    local_pairs = [(place[a], place[b]) for a, b in pairs]
+    return _constrained_average_linkage(similarity, min_similarity, local_pairs, members, merges)
+
+
+def _merges_of_tree(tree: NDArray[np.float64], cut: float, members: NDArray[np.intp]) -> list[Merge]:
+    """The merges of a SciPy linkage tree up to a cut."""
+    lowest = members.tolist()
+    size = [1] * len(members)
+    merges = []
+    for a, b, height, n_joined in tree.tolist():
+        i, j = int(a), int(b)
+        first, second = min(lowest[i], lowest[j]), max(lowest[i], lowest[j])
+        if height <= cut:
+            merges.append(Merge(first, second, (size[i], size[j]), 1 - height, "average_linkage", size[i] * size[j]))
+        lowest.append(first)
+        size.append(int(n_joined))
+    return merges
 
 
 def _constrained_average_linkage(
-    similarity: NDArray[np.float64], min_similarity: float, pairs: list[tuple[int, int]]
+    similarity: NDArray[np.float64],
+    min_similarity: float,
+    pairs: list[tuple[int, int]],
+    members: NDArray[np.intp],
+    merges: list[Merge],
 ) -> NDArray[np.int64]:
     """Average linkage where a conflict between two members keeps their whole clusters apart. O(n^2) in memory."""
     n = len(similarity)
@@ -121,6 +175,11 @@ def _constrained_average_linkage(
             return relabel(labels)
         b = int(best[a])
         a, b = min(a, b), max(a, b)
+        sizes = (int(size[a]), int(size[b]))
+        similarity_now = float(best_value[a])
+        merges.append(
+            Merge(int(members[a]), int(members[b]), sizes, similarity_now, "average_linkage", sizes[0] * sizes[1])
+        )
         # A pair in conflict is -inf and stays so in any mean.
         merged = (size[a] * mean[a] + size[b] * mean[b]) / (size[a] + size[b])
         merged[a] = -np.inf
@@ -216,6 +275,87 @@ def attach_singletons(
                 continue
         joins.append((int(np.flatnonzero(inverse == place)[0]), int(names[target]), similarity_best))
     return sorted(joins, key=lambda join: (-join[2], join[0]))
+
+
+def find_view_merges(
+    views: NDArray[np.floating],
+    track_of_view: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    conflicts: Conflicts,
+    min_similarity: float,
+) -> list[Merge]:
+    """Clusters whose tracks show the same view of a person, though their means lie apart: profile and frontal tracks.
+
+    Two clusters are joined when at least two tracks of each side, and at least half of the smaller side, have a view
+    as similar to a view of the other side as the cut asks of whole clusters; a cluster of one track needs two
+    different tracks of the other side. One pair alone never joins anything.
+
+    Args:
+        views: Unit rows, one or more per track, shape (m, d).
+        track_of_view: Track index of each view, shape (m,).
+        labels: Cluster of each track, shape (n,); changed in place.
+        conflicts: Pairs of tracks that are never joined.
+        min_similarity: See above.
+
+    Returns:
+        The merges, in the order they were made; ``first`` and ``second`` are lowest track indices.
+    """
+    pairs = _similar_track_pairs(views, track_of_view, min_similarity)
+    merges: list[Merge] = []
+    while True:
+        support: dict[tuple[int, int], list[tuple[int, int, float]]] = {}
+        for a, b, similarity in pairs:
+            if labels[a] != labels[b]:
+                i, j, x, y = (labels[a], labels[b], a, b) if labels[a] < labels[b] else (labels[b], labels[a], b, a)
+                support.setdefault((int(i), int(j)), []).append((x, y, similarity))
+        best: Merge | None = None
+        best_labels = (0, 0)
+        for (i, j), found in sorted(support.items()):
+            merge = _judge_support(np.flatnonzero(labels == i), np.flatnonzero(labels == j), found)
+            is_better = merge is not None and (best is None or merge.similarity > best.similarity)
+            if is_better and not _labels_conflict(labels, conflicts, i, j):
+                best, best_labels = merge, (i, j)
+        if best is None:
+            return merges
+        labels[labels == best_labels[1]] = best_labels[0]
+        merges.append(best)
+
+
+def _similar_track_pairs(
+    views: NDArray[np.floating], track_of_view: NDArray[np.int64], min_similarity: float
+) -> list[tuple[int, int, float]]:
+    """(track, other track, similarity of their nearest views) for pairs that reach the similarity."""
+    best: dict[tuple[int, int], float] = {}
+    rows = np.asarray(views, np.float32)
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = (rows[start : start + _BLOCK_ROWS] @ rows.T).round(_DECIMALS)
+        for i, j in np.argwhere(block >= min_similarity):
+            a, b = int(track_of_view[i + start]), int(track_of_view[j])
+            if a < b:
+                best[(a, b)] = max(best.get((a, b), -1.0), float(block[i, j]))
+    return [(a, b, s) for (a, b), s in sorted(best.items())]
+
+
+def _judge_support(
+    first: NDArray[np.intp], second: NDArray[np.intp], found: list[tuple[int, int, float]]
+) -> Merge | None:
+    n_first, n_second = len({x for x, _, _ in found}), len({y for _, y, _ in found})
+    smaller = min(len(first), len(second))
+    if smaller == 1:
+        is_enough = max(n_first, n_second) >= 2
+    else:
+        n_supporting = n_first if len(first) <= len(second) else n_second
+        is_enough = min(n_first, n_second) >= 2 and n_supporting * 2 >= smaller
+    if not is_enough:
+        return None
+    similarity = float(np.mean([s for _, _, s in found]))
+    low, high = sorted((int(first[0]), int(second[0])))
+    return Merge(low, high, (len(first), len(second)), similarity, "views", len(found))
+
+
+def _labels_conflict(labels: NDArray[np.int64], conflicts: Conflicts, i: int, j: int) -> bool:
+    a, b = labels[conflicts.pairs[:, 0]], labels[conflicts.pairs[:, 1]]
+    return bool((((a == i) & (b == j)) | ((a == j) & (b == i))).any())
 
 
 def _blocked_labels(labels: NDArray[np.int64], conflicts: Conflicts) -> dict[int, set[int]]:

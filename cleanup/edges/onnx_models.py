@@ -32,6 +32,10 @@ PROVIDER_OF_DEVICE = {
     "mps": "CoreMLExecutionProvider",
 }
 _MIN_DETECTOR_OUTPUTS = 5
+KEEP_ONE = (
+    "pip uninstall -y onnxruntime onnxruntime-gpu && pip install --force-reinstall --no-deps onnxruntime-gpu "
+    "(onnxruntime where it has no wheel)"
+)
 
 
 @dataclass(frozen=True)
@@ -134,24 +138,32 @@ def _kind_of_model(path: Path) -> str | None:
     return "recogniser" if is_recogniser else None
 
 
-def check_onnxruntime_distribution() -> str:
-    """Returns the name and version of the one ONNX Runtime distribution that is installed.
-
-    Raises:
-        ModelError: ``onnxruntime`` and ``onnxruntime-gpu`` are both installed: they overwrite each other's files and
-            the CUDA provider silently goes missing.
-    """
+def find_onnxruntime_distributions() -> list[str]:
+    """Names and versions of the installed ONNX Runtime distributions; more than one overwrite each other's files."""
     found = []
     for name in ("onnxruntime-gpu", "onnxruntime"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found.append(f"{name} {importlib.metadata.version(name)}")
-    if len(found) != 1:
-        wanted = "both " + " and ".join(found) if found else "no ONNX Runtime"
-        raise ModelError(
-            f"{wanted} installed; keep exactly one: pip uninstall -y onnxruntime onnxruntime-gpu && "
-            "pip install --force-reinstall --no-deps onnxruntime-gpu"
-        )
-    return found[0]
+    return found
+
+
+def check_onnxruntime_distribution(device: str) -> str:
+    """Returns the ONNX Runtime distribution that is installed.
+
+    Two of them do no harm on the CPU; where CUDA is asked for or there to be had, it may silently be gone.
+
+    Args:
+        device: Device asked for.
+
+    Raises:
+        ModelError: There is none, or there are two and CUDA matters.
+    """
+    found = find_onnxruntime_distributions()
+    needs_cuda = device == "cuda" or (device == "auto" and has_nvidia_driver())
+    if not found or (len(found) > 1 and needs_cuda):
+        wanted = "both " + " and ".join(found) + " are" if found else "no ONNX Runtime is"
+        raise ModelError(f"{wanted} installed; keep exactly one: {KEEP_ONE}")
+    return " and ".join(found)
 
 
 def has_nvidia_driver() -> bool:
@@ -339,9 +351,10 @@ def load_models(spec: ModelSpec) -> FaceModels:
     Raises:
         ModelError: See ``find_model_files`` and the two model classes.
     """
-    check_onnxruntime_distribution()
-    files = find_model_files(Path(spec.directory))
     embed_device = spec.device if spec.embed_device == "same" else spec.embed_device
+    for device in {spec.device, embed_device}:
+        check_onnxruntime_distribution(device)
+    files = find_model_files(Path(spec.directory))
     recogniser = FaceRecogniser(files.recogniser, embed_device, spec.n_threads)
     detector = FaceDetector(files.detector, spec.device, spec.n_threads) if files.detector else None
     return FaceModels(recogniser, detector)

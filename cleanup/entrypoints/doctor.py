@@ -75,9 +75,11 @@ def _check_ffmpeg() -> str:
 def _check_onnxruntime() -> str:
     import onnxruntime
 
-    from cleanup.edges.onnx_models import check_onnxruntime_distribution, has_nvidia_driver
+    from cleanup.edges.onnx_models import KEEP_ONE, find_onnxruntime_distributions, has_nvidia_driver
 
-    found = check_onnxruntime_distribution()
+    found = " and ".join(find_onnxruntime_distributions())
+    if " and " in found:
+        raise CleanupError(f"{found}: they overwrite each other's files and CUDA goes missing; keep one: {KEEP_ONE}")
     driver = "NVIDIA driver found" if has_nvidia_driver() else "no NVIDIA driver"
     return f"{found}, providers {', '.join(onnxruntime.get_available_providers())}, {driver}"
 

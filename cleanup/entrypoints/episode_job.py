@@ -207,7 +207,7 @@ def build_engine(settings: ResolvedSettings, video: str) -> Engine:
         n_threads=0,
         min_confidence=observe.det_thresh,
         min_iou=observe.det_iou,
-        refine_below=settings.settings.split_tracks.gate_soft,
+        refine_below=settings.settings.split_tracks.gate_soft.value,
     )
     name = settings.settings.output.engine
     if name == "auto":

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cleanup import schemas
+from cleanup.algorithms.embedding_pooling import Centroid, PooledTrack
 from cleanup.algorithms.facebank_matching import (
     AMBIGUOUS,
     ASSIGNED,
     SUGGESTED,
     MatchDecision,
     PersonSimilarity,
+    combine_seeds,
     decide_match,
+    find_dissent,
 )
 from cleanup.episode import Episode
-from cleanup.interfaces import Facebank
+from cleanup.interfaces import Facebank, PersonMatch
 from cleanup.phases.identity_rows import (
     FACEBANK_SOURCE,
     compute_centroids,
@@ -29,6 +34,8 @@ from cleanup.phases.track_samples import pool_tracks
 from cleanup.settings import GroupClustersSettings, PoolingSettings
 
 Row = dict[str, Any]
+# Tracks of an identity that are asked for a vote of their own.
+_MAX_VOTERS = 8
 
 
 @dataclass
@@ -39,6 +46,7 @@ class _Grouping:
     ambiguous: list[Row] = field(default_factory=list)
     suggestions: list[Row] = field(default_factory=list)
     conflicts: list[Row] = field(default_factory=list)
+    disagreements: list[Row] = field(default_factory=list)
     groups: list[Row] = field(default_factory=list)
     protected_pairs: list[Row] = field(default_factory=list)
 
@@ -70,27 +78,21 @@ def group_clusters(
     Raises:
         FacebankError: The Facebank does not answer or holds another model's embeddings.
     """
-    centroids = compute_centroids(episode, pool_tracks(episode, pooling))
-    ids = list(centroids)
-    vectors = np.array([centroids[i].vector for i in ids], np.float32).reshape(len(ids), -1)
-    matches = facebank.match(show, model, vectors) if ids else []
-    people: dict[str, list[PersonSimilarity]] = defaultdict(list)
-    for match in matches:
-        people[ids[match.index]].append(PersonSimilarity(match.person_id, match.name, match.similarity))
+    pooled = pool_tracks(episode, pooling)
+    centroids = compute_centroids(episode, pooled)
+    n_faces = Counter(episode.embedded_faces["track_id"].to_pylist())
     rows = episode.identities.to_pylist()
+    asked = _vectors_to_match(rows, centroids, pooled, n_faces)
+    matches = facebank.match(show, model, np.array([v for _, v in asked], np.float32)) if asked else []
     shared = find_shared_frames(episode)
     found = _Grouping()
     warnings = []
-    if ids and not matches:
+    if asked and not matches:
         warnings.append(f"the Facebank has no seeds of show {show!r} for model {model}; nobody was named")
     else:
-        decisions = {
-            i: decide_match(people[i], min_similarity=settings.facebank_similarity, min_margin=settings.facebank_margin)
-            for i in ids
-        }
-        _name_rows(rows, decisions, shared, found)
+        decisions, votes = _decide(asked, matches, settings)
+        _name_rows(rows, decisions, votes, shared, found)
     rows = _merge_rows(rows, shared, found)
-    n_faces = Counter(episode.embedded_faces["track_id"].to_pylist())
     outcome = {
         "clusters_grouped": sum(len(g["cluster_ids"]) for g in found.groups),
         "auto_assigned_identities": len(found.assigned),
@@ -116,6 +118,7 @@ def group_clusters(
                 "suggestions": found.suggestions,
                 "ambiguous": found.ambiguous,
                 "conflicts": found.conflicts,
+                "disagreements": found.disagreements,
                 "new_people_count": 0,
                 "new_people": [],
                 "warnings": [],
@@ -130,8 +133,47 @@ def _share_a_frame(a: Row, b: Row, shared: set[tuple[int, int]]) -> bool:
     return any((min(s, t), max(s, t)) in shared for s in a["track_ids"] for t in b["track_ids"])
 
 
+def _vectors_to_match(
+    rows: list[Row], centroids: Mapping[str, Centroid], pooled: Mapping[int, PooledTrack], n_faces: Mapping[int, int]
+) -> list[tuple[str, NDArray[np.float32]]]:
+    """Identity id and vector of everything that is compared: each centroid first, then its largest tracks."""
+    asked = []
+    for row in rows:
+        identity_id = row["identity_id"]
+        if identity_id in centroids:
+            asked.append((identity_id, centroids[identity_id].vector))
+            members = sorted((t for t in row["track_ids"] if t in pooled), key=lambda t: (-n_faces[t], t))
+            asked += [(identity_id, pooled[t].vector) for t in members[:_MAX_VOTERS]]
+    return asked
+
+
+def _decide(
+    asked: list[tuple[str, NDArray[np.float32]]], matches: list[PersonMatch], settings: GroupClustersSettings
+) -> tuple[dict[str, MatchDecision], dict[str, list[str]]]:
+    """The decision for each identity by its centroid, and the people its members clearly match."""
+    people: dict[int, list[PersonSimilarity]] = defaultdict(list)
+    for match in matches:
+        similarity = combine_seeds(match.similarity, match.second_similarity)
+        people[match.index].append(PersonSimilarity(match.person_id, match.name, similarity))
+    decisions: dict[str, MatchDecision] = {}
+    votes: dict[str, list[str]] = defaultdict(list)
+    for place, (identity_id, _) in enumerate(asked):
+        decision = decide_match(
+            people[place], min_similarity=settings.facebank_similarity, min_margin=settings.facebank_margin
+        )
+        if identity_id not in decisions:
+            decisions[identity_id] = decision
+        elif decision.status == ASSIGNED and decision.best is not None:
+            votes[identity_id].append(decision.best.person_id)
+    return decisions, votes
+
+
 def _name_rows(
-    rows: list[Row], decisions: dict[str, MatchDecision], shared: set[tuple[int, int]], found: _Grouping
+    rows: list[Row],
+    decisions: dict[str, MatchDecision],
+    votes: Mapping[str, Sequence[str]],
+    shared: set[tuple[int, int]],
+    found: _Grouping,
 ) -> None:
     """Names the clear cases, the most similar first, so that of two that share a frame the better one gets the name."""
     holders: dict[str, list[Row]] = defaultdict(list)
@@ -159,6 +201,12 @@ def _name_rows(
                 }
             )
         elif decision.status == ASSIGNED:
+            dissent = find_dissent(best.person_id, votes.get(row["identity_id"], ()))
+            if dissent:
+                found.disagreements.append(
+                    {"cluster_id": row["identity_id"], "person_id": best.person_id, "tracks_that_match_others": dissent}
+                )
+                continue
             rival = next((o for o in holders[best.person_id] if _share_a_frame(row, o, shared)), None)
             if rival is not None:
                 found.conflicts.append(

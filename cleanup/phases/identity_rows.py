@@ -20,7 +20,7 @@ from cleanup.settings import PoolingSettings, ReclusterSettings
 
 FACEBANK_SOURCE = "facebank"
 # Two boxes of one frame that overlap this much are one face found twice, not two people.
-_SAME_FACE_IOU = 0.5
+SAME_FACE_IOU = 0.5
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def find_shared_frames(episode: Episode) -> set[tuple[int, int]]:
     for rows in np.split(order, np.flatnonzero(np.diff(frames[order])) + 1):
         if len(rows) < 2:
             continue
-        apart = np.triu(compute_iou_matrix(boxes[rows], boxes[rows]) < _SAME_FACE_IOU, k=1)
+        apart = np.triu(compute_iou_matrix(boxes[rows], boxes[rows]) < SAME_FACE_IOU, k=1)
         for i, j in np.argwhere(apart):
             a, b = int(tracks[rows[i]]), int(tracks[rows[j]])
             if a != b:

@@ -9,18 +9,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleanup import schemas
-from cleanup.algorithms.embedding_pooling import PooledTrack
+from cleanup.algorithms.embedding_pooling import PooledTrack, find_views
+from cleanup.algorithms.threshold_evidence import place_threshold
 from cleanup.algorithms.track_clustering import (
     Conflicts,
+    Merge,
     attach_singletons,
     cluster_tracks,
     eject_outliers,
+    find_view_merges,
 )
 from cleanup.episode import Episode
+from cleanup.phases.evidence import gather_cluster_evidence
 from cleanup.phases.identity_rows import Cluster, carry_over, find_named_apart, find_shared_frames
-from cleanup.phases.track_samples import pool_tracks
+from cleanup.phases.track_samples import group_rows, pool_tracks
 from cleanup.progress import ReportItems, ignore_items
 from cleanup.settings import PoolingSettings, ReclusterSettings
+
+# Where the cut lies between the end of "two people" and the beginning of "one person". Averages over clusters of two
+# people stay well below the end, averages over one person come down to near it: the cut sits in the lower half.
+_CUT_POSITION = 0.35
+# Faces of one view are this similar where the episode does not tell.
+_DEFAULT_SAME_VIEW = 0.70
+# A few pairs of views speak for two whole clusters, so they have to be nearer than a mean over all pairs.
+_VIEW_MARGIN = 0.05
 
 
 def recluster(
@@ -47,7 +59,7 @@ def recluster(
     free = [t for t in sorted(episode.tracks["track_id"].to_pylist()) if t not in locked]
     tracks = [t for t in free if t in pooled]
     run = _Clustering(episode, settings, tracks, pooled)
-    report(2, 4, "shared frames found")
+    report(2, 4, "thresholds placed")
     clusters = run.cluster()
     report(3, 4, "clustered")
     clusters += [Cluster((t,), "no_embedding") for t in free if t not in pooled]
@@ -64,8 +76,11 @@ def recluster(
         "largest_cluster_fraction_before": before[1],
         "largest_cluster_fraction_after": after[1],
         "tracks_ejected": len(run.ejected),
-        "singletons_attached": run.n_attached,
+        "singletons_attached": sum(m.evidence == "singleton" for m in run.merges),
         "conflicting_pairs": len(run.conflicts.pairs),
+        "thresholds": run.describe_thresholds(),
+        "merges": run.describe_merges(),
+        "ejections": run.describe_ejections(),
     }
 
 
@@ -76,38 +91,62 @@ def _fractions(sizes: list[int], n_tracks: int) -> tuple[float, float]:
 
 
 class _Clustering:
-    """One clustering of an episode's free tracks, step by step."""
+    """One clustering of an episode's free tracks, step by step; every step leaves what it did and why."""
 
     def __init__(
         self, episode: Episode, settings: ReclusterSettings, tracks: list[int], pooled: dict[int, PooledTrack]
     ) -> None:
-        self._settings, self._tracks = settings, tracks
+        self._settings, self._tracks, self._episode = settings, tracks, episode
         self._vectors = np.array([pooled[t].vector for t in tracks]).reshape(len(tracks), -1)
         place = {t: i for i, t in enumerate(tracks)}
-        pairs = find_shared_frames(episode) | find_named_apart(episode)
+        shared = find_shared_frames(episode)
+        pairs = shared | find_named_apart(episode)
         self.conflicts = Conflicts.of((place[a], place[b]) for a, b in pairs if a in place and b in place)
         self.ejected: dict[int, float] = {}
-        self.n_attached = 0
+        self.merges: list[Merge] = []
         self._fallback_only = _tracks_kept_despite(episode)
+        self._evidence = gather_cluster_evidence(episode, pooled, shared)
+        cut = settings.cluster_thresh
+        self._cut = place_threshold(self._evidence, _CUT_POSITION, cut.value, is_auto=cut.is_auto)
+        # Where the cut is placed, what is configured relative to it moves along.
+        self._shift = self._cut.value - cut.value if self._cut.source == "evidence" else 0.0
+        ejection = settings.min_identity_sim
+        self._min_identity_sim = ejection.value + (self._shift if ejection.is_auto else 0.0)
 
     def cluster(self) -> list[Cluster]:
-        labels = cluster_tracks(self._vectors, self._settings.cluster_thresh, self.conflicts)
+        result = cluster_tracks(self._vectors, self._cut.value, self.conflicts)
+        labels, self.merges = result.labels, list(result.merges)
+        self._join_views(labels)
         reasons: dict[int, str] = {}
-        self.ejected = eject_outliers(self._vectors, labels, self._settings.min_identity_sim)
+        self.ejected = eject_outliers(self._vectors, labels, self._min_identity_sim)
         for i in sorted(self.ejected):
             labels[i] = labels.max() + 1
             reasons[i] = "low_identity_similarity"
         self._attach_singletons(labels)
         sizes = Counter(labels.tolist())
+        members: dict[int, list[int]] = defaultdict(list)
         for i, label in enumerate(labels.tolist()):
             if sizes[label] < self._settings.min_cluster_size:
                 reasons.setdefault(i, "below_min_cluster_size")
-        members: dict[int, list[int]] = defaultdict(list)
-        for i, label in enumerate(labels.tolist()):
-            if reasons.get(i) == "below_min_cluster_size":
                 label = int(labels.max()) + 1 + i
             members[label].append(i)
         return [self._as_cluster(m, reasons) for m in members.values()]
+
+    def _join_views(self, labels: NDArray[np.int64]) -> None:
+        if len(self._tracks) == 0:
+            return
+        shortage = self._evidence.explain_shortage()
+        same_view = _DEFAULT_SAME_VIEW if shortage else self._evidence.same_low
+        faces = self._episode.embedded_faces
+        embeddings, quality = schemas.embeddings_of(faces), schemas.floats_of(faces, "quality")
+        rows_of = dict(group_rows(schemas.ints_of(faces, "track_id")))
+        views = [
+            find_views(embeddings[rows_of[t]], quality[rows_of[t]], min_similarity=same_view) for t in self._tracks
+        ]
+        track_of_view = np.repeat(np.arange(len(views)), [len(v) for v in views])
+        self.merges += find_view_merges(
+            np.concatenate(views), track_of_view, labels, self.conflicts, self._cut.value + _VIEW_MARGIN
+        )
 
     def _as_cluster(self, members: list[int], reasons: dict[int, str]) -> Cluster:
         reason = None
@@ -124,19 +163,48 @@ class _Clustering:
             sizes = Counter(labels.tolist())
             if not sizes or sum(n == 1 for n in sizes.values()) / len(sizes) <= settings.singleton_trigger:
                 return
-            limit = settings.singleton_similarity - round_number * settings.singleton_fallback_delta
+            limit = settings.singleton_similarity + self._shift - round_number * settings.singleton_fallback_delta
             joins = attach_singletons(
                 self._vectors, labels, self.conflicts, min_similarity=limit, n_neighbours=settings.singleton_neighbours
             )
-            for i, label, _ in joins:
+            for i, label, similarity in joins:
                 joined = {*np.flatnonzero(labels == label).tolist(), i}
                 if i not in self.ejected and len(joined) >= settings.singleton_min_tracks and not self._clash(joined):
+                    sizes_now = (len(joined) - 1, 1)
+                    self.merges.append(Merge(min(joined - {i}), i, sizes_now, similarity, "singleton", len(joined) - 1))
                     labels[i] = label
-                    self.n_attached += 1
 
     def _clash(self, members: set[int]) -> bool:
         pairs = self.conflicts.pairs
         return any(a in members and b in members for a, b in pairs.tolist())
+
+    def describe_thresholds(self) -> dict[str, Any]:
+        """For the report: the thresholds in force and the evidence they stand on."""
+        return {
+            "cluster_thresh": self._cut.describe(),
+            "min_identity_sim": round(self._min_identity_sim, 4),
+            "evidence": self._evidence.describe(),
+        }
+
+    def describe_merges(self) -> list[dict[str, Any]]:
+        """For the report: each merge by the lowest track of either side."""
+        return [
+            {
+                "track_ids": [self._tracks[m.first], self._tracks[m.second]],
+                "sizes": list(m.sizes),
+                "similarity": round(m.similarity, 4),
+                "evidence": m.evidence,
+                "supporting_pairs": m.n_supporting_pairs,
+            }
+            for m in self.merges
+        ]
+
+    def describe_ejections(self) -> list[dict[str, Any]]:
+        """For the report: each ejected track with its similarity to the cluster it was ejected from."""
+        return [
+            {"track_id": self._tracks[i], "similarity": round(similarity, 4), "limit": round(self._min_identity_sim, 4)}
+            for i, similarity in sorted(self.ejected.items())
+        ]
 
 
 def _tracks_kept_despite(episode: Episode) -> set[int]:

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from cleanup import schemas
 from cleanup.algorithms import face_quality
+from cleanup.algorithms.threshold_evidence import ThresholdChoice, place_threshold
 from cleanup.episode import Episode, format_face_id
 from cleanup.errors import ArtifactError
+from cleanup.phases.evidence import gather_gate_evidence
 from cleanup.phases.track_samples import group_rows, pool_tracks
 from cleanup.progress import ReportItems, ignore_items
 from cleanup.settings import PoolingSettings, ReembedSettings
@@ -32,6 +34,18 @@ _VALUE_OF_REASON = {
 }
 
 
+# Where agreement with the track's consensus lies between the end of "two people" and the beginning of "one person".
+_AGREEMENT_POSITION, _FULL_POSITION = 0.25, 0.80
+
+
+@dataclass(frozen=True)
+class _PlacedAgreement:
+    """What agreement means with this model, and from where on a face counts as one of its track."""
+
+    scale: face_quality.AgreementScale
+    min_agreement: ThresholdChoice
+
+
 @dataclass(frozen=True)
 class _Judged:
     """All observations of an episode with their judgement; arrays of shape (n,), reasons None where accepted."""
@@ -39,6 +53,7 @@ class _Judged:
     table: pa.Table
     parts: dict[str, NDArray[np.float64]]
     reasons: list[str | None]
+    placed: _PlacedAgreement
 
     def reason_text(self, row: int) -> str | None:
         reason = self.reasons[row]
@@ -98,6 +113,7 @@ def reembed(
         "faces_added": len(updated) - len(face_rows),
         "tracks_kept_by_their_best_rejected_face": sum(r["kept_despite"] is not None for r in updated),
         "mean_quality_before": round(float(np.mean(quality_before)), 4) if quality_before else None,
+        "min_agreement": judged.placed.min_agreement.describe(),
         "mean_quality_after": round(float(np.mean(quality_after)), 4) if quality_after else None,
     }
 
@@ -112,20 +128,21 @@ def _judge(episode: Episode, settings: ReembedSettings, frame_height: int) -> _J
     embeddings = np.zeros((n_faces, episode.observations.schema.field("embedding").type.list_size), np.float32)
     embeddings[is_embedded] = schemas.embeddings_of(table.filter(table["embedding"].is_valid()))
     trust, agreement = np.zeros(n_faces), np.zeros(n_faces)
+    placed = _place_agreement(episode, settings)
     parts["occlusion"] = np.zeros(n_faces)
     for _, rows in group_rows(schemas.ints_of(table, "track_id")):
         rows = rows[is_embedded[rows]]
         if len(rows):
             norms = parts["norm"][rows]
             trust[rows] = face_quality.estimate_trust(norms, parts["sharpness"][rows])
-            agreement[rows] = face_quality.measure_agreement(embeddings[rows], trust[rows])
+            agreement[rows] = face_quality.measure_agreement(embeddings[rows], trust[rows], placed.scale)
             parts["occlusion"][rows] = face_quality.estimate_occlusion(norms, parts["confidence"][rows])
     parts["agreement"] = agreement
     parts["turn"] = np.maximum(np.abs(parts["yaw"]), np.abs(parts["pitch"]))
     score = face_quality.score_face(
         parts["confidence"], parts["size_px"], parts["sharpness"], parts["yaw"], parts["pitch"]
     )
-    quality = face_quality.combine_quality(score, trust, agreement).astype(np.float64)
+    quality = face_quality.combine_quality(score, trust, agreement, placed.scale).astype(np.float64)
     parts["quality"] = np.where(is_embedded, np.nan_to_num(quality), 0.0).round(4)
     gates = face_quality.QualityGates(
         min_size_px=settings.min_size * frame_height / _REFERENCE_LINES,
@@ -135,13 +152,24 @@ def _judge(episode: Episode, settings: ReembedSettings, frame_height: int) -> _J
         max_yaw_deg=settings.max_yaw,
         max_pitch_deg=settings.max_pitch,
         max_occlusion=settings.max_occlusion,
-        min_agreement=settings.min_agreement,
+        min_agreement=placed.min_agreement.value,
         min_quality=settings.min_quality,
     )
     reasons = face_quality.find_reject_reasons(gates, parts)
     for i, reason in enumerate(table["reject_reason"].to_pylist()):
         reasons[i] = reason or reasons[i]
-    return _Judged(table, parts, reasons)
+    return _Judged(table, parts, reasons, placed)
+
+
+def _place_agreement(episode: Episode, settings: ReembedSettings) -> _PlacedAgreement:
+    evidence = gather_gate_evidence(episode)
+    chosen = place_threshold(
+        evidence, _AGREEMENT_POSITION, settings.min_agreement.value, is_auto=settings.min_agreement.is_auto
+    )
+    if evidence.explain_shortage() is not None:
+        return _PlacedAgreement(face_quality.AgreementScale(), chosen)
+    none, full = evidence.different_high, evidence.same_low
+    return _PlacedAgreement(face_quality.AgreementScale(none, none + _FULL_POSITION * (full - none)), chosen)
 
 
 def _select(

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from cleanup import schemas
 from cleanup.algorithms.appearance_gate import Candidate, compute_consecutive_iou
 from cleanup.episode import Episode
-from cleanup.phases.track_samples import TrackSamples, find_track_changes, group_rows, iterate_samples
+from cleanup.phases.gate import find_track_changes, place_gate
+from cleanup.phases.track_samples import TrackSamples, group_rows, iterate_samples
 from cleanup.progress import ReportItems, ignore_items
 from cleanup.settings import SplitTracksSettings
 
@@ -46,8 +47,9 @@ def split_tracks(
     decisions: list[dict[str, Any]] = []
     boxes = _BoxesOfTracks(episode)
     samples = list(iterate_samples(episode)) if settings.gate_enabled else []
+    gate = place_gate(episode, settings)
     for i, track in enumerate(samples):
-        candidates = find_track_changes(track, settings)
+        candidates = find_track_changes(track, gate.thresholds)
         boundaries = _place_boundaries(track, candidates, boxes, settings.new_track_thresh, decisions)
         if boundaries:
             changes[track.track_id] = boundaries
@@ -59,6 +61,7 @@ def split_tracks(
         "new_tracks_created": counts["total"],
         "splits": counts,
         "decisions": decisions,
+        "thresholds": gate.description,
     }
     return (_apply(episode, changes) if changes else episode), outcome
 

@@ -1,4 +1,4 @@
-"""What the gate, the quality gates and the pooling see of each track, drawn from an episode's tables."""
+"""What the gate and the pooling see of each track, drawn from an episode's tables."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cleanup import schemas
-from cleanup.algorithms.appearance_gate import Candidate, GateThresholds, find_changes
 from cleanup.algorithms.embedding_pooling import PooledTrack, pool_faces
 from cleanup.algorithms.face_quality import estimate_trust
 from cleanup.episode import Episode
-from cleanup.settings import PoolingSettings, SplitTracksSettings
+from cleanup.settings import PoolingSettings
 
 
 @dataclass(frozen=True)
@@ -68,28 +67,6 @@ def iterate_samples(episode: Episode) -> Iterator[TrackSamples]:
             embeddings[rows],
             estimate_trust(norms[rows], sharpness[rows]),
         )
-
-
-def gate_thresholds(settings: SplitTracksSettings) -> GateThresholds:
-    """The gate's thresholds from its settings."""
-    return GateThresholds(
-        hard=settings.gate_hard,
-        soft=settings.gate_soft,
-        streak=settings.gate_streak,
-        min_iou=settings.gate_iou,
-        prototype_momentum=settings.gate_proto_momentum,
-        same_person=settings.gate_same_person,
-    )
-
-
-def find_track_changes(samples: TrackSamples, settings: SplitTracksSettings) -> list[Candidate]:
-    """The gate's candidates in one track, confirmed and refused."""
-    return find_changes(samples.embeddings, samples.boxes, samples.times_s, samples.trust, gate_thresholds(settings))
-
-
-def count_switches(episode: Episode, settings: SplitTracksSettings) -> int:
-    """Places where the gate sees the person change inside a track."""
-    return sum(sum(c.is_split for c in find_track_changes(s, settings)) for s in iterate_samples(episode))
 
 
 def pool_tracks(episode: Episode, settings: PoolingSettings) -> dict[int, PooledTrack]:

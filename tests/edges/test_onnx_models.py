@@ -82,9 +82,12 @@ def test_cuda_asked_for_and_not_there_is_an_error(drawn: Path) -> None:
         load_models(ModelSpec(str(drawn / "models"), "cuda"))
 
 
-def test_two_onnxruntime_distributions_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_onnxruntime_distributions_are_an_error_where_cuda_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     """The installation itself cannot be broken here, so its listing is."""
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0")
 
-    with pytest.raises(ModelError, match="both onnxruntime-gpu 1.0 and onnxruntime 1.0 installed"):
-        onnx_models.check_onnxruntime_distribution()
+    with pytest.raises(
+        ModelError, match="both onnxruntime-gpu 1.0 and onnxruntime 1.0 are installed; keep exactly one"
+    ):
+        onnx_models.check_onnxruntime_distribution("cuda")
+    assert onnx_models.check_onnxruntime_distribution("cpu") == "onnxruntime-gpu 1.0 and onnxruntime 1.0"

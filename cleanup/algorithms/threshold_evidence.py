@@ -1,0 +1,121 @@
+"""Places similarity thresholds from the evidence an episode holds for free.
+
+Models differ in scale: what separates people at 0.35 with one needs 0.25 or 0.5 with another. But every episode shows
+what the same person looks like (samples of one track) and what two people look like (tracks that share a frame).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Below these numbers the distributions are anecdotes and the configured value holds.
+_MIN_SAME, _MIN_DIFFERENT = 30, 12
+# The low end of "same": blur and occlusion reach further down and are no evidence of scale.
+_SAME_PERCENTILE = 10
+# The high end of "different": median plus so many robust standard deviations, about the 99.4th percentile of a normal
+# distribution; a plain percentile would follow the few pairs that are one person seen twice.
+_DIFFERENT_SIGMAS = 2.5
+_MAD_TO_SIGMA = 1.4826
+_SHOWN_PERCENTILES = (1, 10, 50, 90, 99)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Similarities of pairs known to be one person, and of pairs known to be two.
+
+    Attributes:
+        same: Cosines, shape (n,).
+        different: Cosines, shape (m,); one figure per pair of tracks, not per frame.
+    """
+
+    same: NDArray[np.float64]
+    different: NDArray[np.float64]
+
+    @property
+    def same_low(self) -> float:
+        """Where one person's similarities begin."""
+        return float(np.percentile(self.same, _SAME_PERCENTILE))
+
+    @property
+    def different_high(self) -> float:
+        """Where two people's similarities end."""
+        median = float(np.median(self.different))
+        spread = _MAD_TO_SIGMA * float(np.median(np.abs(self.different - median)))
+        return median + _DIFFERENT_SIGMAS * spread
+
+    def explain_shortage(self) -> str | None:
+        """Why this evidence places no threshold, or None if it does."""
+        if len(self.same) < _MIN_SAME:
+            return f"only {len(self.same)} pairs of one person, {_MIN_SAME} are needed"
+        if len(self.different) < _MIN_DIFFERENT:
+            return f"only {len(self.different)} pairs of tracks that share a frame, {_MIN_DIFFERENT} are needed"
+        if self.same_low <= self.different_high:
+            return "pairs of one person and pairs of two overlap"
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """Both distributions, for the report."""
+
+        def summary(values: NDArray[np.float64]) -> dict[str, Any]:
+            shown = np.percentile(values, _SHOWN_PERCENTILES).round(4).tolist() if len(values) else []
+            return {"n": len(values), **dict(zip((f"p{p}" for p in _SHOWN_PERCENTILES), shown, strict=False))}
+
+        return {"same_person": summary(self.same), "different_people": summary(self.different)}
+
+
+@dataclass(frozen=True)
+class ThresholdChoice:
+    """A threshold and how it came about.
+
+    Attributes:
+        value: The cosine.
+        source: ``evidence``, ``configured`` (too little evidence) or ``explicit``.
+        reason: In words.
+    """
+
+    value: float
+    source: str
+    reason: str
+
+    def describe(self) -> dict[str, Any]:
+        """For the report."""
+        return {"value": round(self.value, 4), "source": self.source, "reason": self.reason}
+
+
+def place_threshold(evidence: Evidence, position: float, configured: float, *, is_auto: bool) -> ThresholdChoice:
+    """Places a threshold between where two people end and where one person begins.
+
+    Args:
+        evidence: The episode's evidence.
+        position: 0 at the end of "different", 1 at the beginning of "same".
+        configured: The value where nothing is placed.
+        is_auto: False obeys the configured value without a look at the evidence.
+    """
+    if not is_auto:
+        return ThresholdChoice(configured, "explicit", "given explicitly")
+    shortage = evidence.explain_shortage()
+    if shortage is not None:
+        return ThresholdChoice(configured, "configured", shortage)
+    low, high = evidence.different_high, evidence.same_low
+    value = low + position * (high - low)
+    reason = f"{position:g} of the way from {low:.3f} (two people end) to {high:.3f} (one person begins)"
+    return ThresholdChoice(round(value, 4), "evidence", reason)
+
+
+def collect_pair_means(keys: Sequence[tuple[int, int]], similarities: NDArray[np.floating]) -> NDArray[np.float64]:
+    """One mean similarity per pair of tracks, in the order of the pairs.
+
+    Args:
+        keys: The pair each similarity belongs to.
+        similarities: Shape (n,).
+    """
+    if len(keys) == 0:
+        return np.zeros(0)
+    pairs, inverse = np.unique(np.array(keys, np.int64), axis=0, return_inverse=True)
+    sums = np.bincount(inverse.ravel(), weights=similarities, minlength=len(pairs))
+    return sums / np.bincount(inverse.ravel(), minlength=len(pairs))
