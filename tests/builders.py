@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,54 +27,87 @@ def make_faces(person: NDArray[np.float64], n_faces: int, noise: float = 0.3, se
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def write_episode(root: Path, dialect: str, people: tuple[tuple[str, ...], ...] = (("a",), ("b",), ("a",))) -> str:
+def write_episode(
+    root: Path,
+    dialect: str,
+    people: Sequence[Sequence[str]] = (("a",), ("b",), ("a",)),
+    *,
+    together: Collection[int] = (),
+    locked: Collection[int] = (),
+    order_seed: int | None = None,
+) -> str:
     """Writes a small episode: one track per entry, in which the people named follow each other, 12 faces each.
 
-    Tracks lie one after the other in time, so none share a frame.
+    Tracks lie one after the other in time, so none share a frame, except those whose place is in ``together``: they
+    start with the track before them, beside it in the picture. Tracks whose place is in ``locked`` are locked
+    identities. With ``order_seed`` lines and identities are written in another order.
     """
     ep_id = DOCUMENTED_EP if dialect == "documented" else EMITTED_EP
     names = sorted({p for track in people for p in track})
     vectors = dict(zip(names, make_people(len(names)), strict=True))
     tracks, faces, rows, frame = [], [], [], 0
+    last_first = end = 0
     for number, track in enumerate(people, start=1):
-        first = frame
+        is_beside = number - 1 in together and number > 1
+        first = frame = last_first if is_beside else frame
+        last_first = first
         for place, person in enumerate(track):
             for vector in make_faces(vectors[person], 12, seed=100 * number + place):
-                faces.append(_face(dialect, ep_id, number, frame, vector, len(faces) + 1))
+                faces.append(_face(dialect, ep_id, number, frame, vector, len(faces) + 1, is_beside=is_beside))
                 rows.append(vector.round(6))
                 frame += 4
-        tracks.append(_track(dialect, ep_id, number, first, frame - 4))
-        frame += 20
-    _write(root, ep_id, dialect, tracks, faces, rows)
+        tracks.append(_track(dialect, ep_id, number, first, frame - 4, is_beside=is_beside))
+        frame = max(frame, end) + 20
+        end = frame
+    if order_seed is not None:
+        rng = np.random.default_rng(order_seed)
+        order = rng.permutation(len(faces))
+        faces, rows = [faces[i] for i in order], [rows[i] for i in order]
+        tracks = [tracks[i] for i in rng.permutation(len(tracks))]
+    _write(root, ep_id, dialect, tracks, faces, rows, locked)
     return ep_id
 
 
-def _face(dialect: str, ep_id: str, track: int, frame: int, vector: NDArray[np.float64], number: int) -> dict[str, Any]:
+def _face(
+    dialect: str, ep_id: str, track: int, frame: int, vector: NDArray[np.float64], number: int, *, is_beside: bool
+) -> dict[str, Any]:
+    dx = 0.3 if is_beside else 0.0
     embedding = [round(float(v), 6) for v in vector]
     if dialect == "documented":
         return {"face_id": f"face-{number:05d}", "track_id": f"track-{track:05d}", "frame_idx": frame,
-                "bbox": [0.4, 0.3, 0.5, 0.5], "landmarks": [0.43, 0.36, 0.47, 0.36, 0.45, 0.4, 0.43, 0.45, 0.47, 0.45],
+                "bbox": [0.4 + dx, 0.3, 0.5 + dx, 0.5],
+                "landmarks": [0.43, 0.36, 0.47, 0.36, 0.45, 0.4, 0.43, 0.45, 0.47, 0.45],
                 "embedding": embedding, "quality_score": 0.8, "crop_path": "", "x_ours": number}  # fmt: skip
     return {"ep_id": ep_id, "face_id": f"face_{track:04d}_{frame:06d}", "track_id": track, "frame_idx": frame,
-            "ts": round(frame / 24, 4), "bbox_xyxy": [200.0, 100.0, 300.0, 220.0], "conf": 0.8, "quality": 0.8,
+            "ts": round(frame / 24, 4), "bbox_xyxy": [200.0 + 1000 * dx, 100.0, 300.0 + 1000 * dx, 220.0], "conf": 0.8,
+            "quality": 0.8,
             "embedding": embedding, "embedding_model": "tiny", "detector": "d", "pipeline_ver": "v",
             "seed_cast_id": "c1"}  # fmt: skip
 
 
-def _track(dialect: str, ep_id: str, number: int, first: int, last: int) -> dict[str, Any]:
+def _track(dialect: str, ep_id: str, number: int, first: int, last: int, *, is_beside: bool) -> dict[str, Any]:
+    x = 500.0 if is_beside else 200.0
     if dialect == "documented":
         return {"track_id": f"track-{number:05d}", "ep_id": ep_id, "start_s": round(first / 24, 4),
                 "end_s": round(last / 24, 4), "frame_span": [first, last], "sample_thumbs": ["t.jpg"],
                 "stats": {"detections": (last - first) // 4 + 1, "avg_conf": 0.8, "mine": 1},
                 "schema_version": "track_v1"}  # fmt: skip
-    boxes = [{"frame_idx": f, "ts": round(f / 24, 4), "bbox_xyxy": [200.0, 100.0, 300.0, 220.0], "conf": 0.8, "k": f}
+    boxes = [{"frame_idx": f, "ts": round(f / 24, 4), "bbox_xyxy": [x, 100.0, x + 100, 220.0], "conf": 0.8, "k": f}
              for f in range(first, last + 1, 2)]  # fmt: skip
     return {"track_id": number, "class": "face", "first_ts": round(first / 24, 4), "last_ts": round(last / 24, 4),
             "frame_count": len(boxes), "first_frame_idx": first, "last_frame_idx": last, "bboxes_sampled": boxes,
             "pipeline_ver": "v", "thumb_s3_key": "s3"}  # fmt: skip
 
 
-def _write(root: Path, ep_id: str, dialect: str, tracks: list[Any], faces: list[Any], rows: list[Any]) -> None:
+def _write(
+    root: Path,
+    ep_id: str,
+    dialect: str,
+    tracks: list[Any],
+    faces: list[Any],
+    rows: list[Any],
+    locked: Collection[int],
+) -> None:
     manifests = root / "manifests" / ep_id
     manifests.mkdir(parents=True)
     (root / "embeds" / ep_id).mkdir(parents=True)
@@ -97,6 +131,10 @@ def _write(root: Path, ep_id: str, dialect: str, tracks: list[Any], faces: list[
             "identities": [{"identity_id": f"id_{t:04d}", "label": None, "track_ids": [t], "size": 12, "note": "kept"}
                            for t in ids],
         }  # fmt: skip
+    for entry in document["identities"]:
+        number = int(str(entry["track_ids"][0]).rsplit("-", 1)[-1])
+        if number - 1 in locked:
+            entry["locked"] = True
     (manifests / "identities.json").write_text(json.dumps(document, indent=1))
     np.save(root / "embeds" / ep_id / "faces.npy", np.array(rows, np.float32))
 

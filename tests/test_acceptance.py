@@ -21,9 +21,9 @@ def run_shared(root: Path, shared: Path, ep_id: str, profile: str) -> dict[str, 
     return report_of(cleanup("run", *arguments, "--device", "cpu", "--write-back", "--json"))
 
 
-def score(root: Path, shared: Path, ep_id: str) -> dict[str, float]:
+def score(root: Path, shared: Path, ep_id: str, truth: Path | None = None) -> dict[str, float]:
     done = subprocess.run(
-        [sys.executable, shared / "evaluate.py", root, ep_id, shared / "truth" / f"{ep_id}.json"],
+        [sys.executable, shared / "evaluate.py", root, ep_id, (truth or shared / "truth") / f"{ep_id}.json"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     return dict(json.loads(done.stdout))

@@ -125,7 +125,10 @@ def _phase_lines(report: Mapping[str, Any]) -> Iterator[str]:
 def _disagreement_lines(report: Mapping[str, Any]) -> Iterator[str]:
     for item in report["grouping"]["across_episodes"]["disagreements"]:
         others = ", ".join(f"{n} {person}" for person, n in item["tracks_that_match_others"].items())
-        yield f"  disagreement: {item['cluster_id']} like {item["person_id"]}, its tracks like {others}; not named"
+        yield (
+            f"  disagreement: {item['cluster_id']} looks like {item['person_id']}, but tracks of it like {others}; "
+            "not named"
+        )
 
 
 def _print_files(console: Console, report: Mapping[str, Any]) -> None:

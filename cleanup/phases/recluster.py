@@ -97,7 +97,7 @@ class _Clustering:
         self, episode: Episode, settings: ReclusterSettings, tracks: list[int], pooled: dict[int, PooledTrack]
     ) -> None:
         self._settings, self._tracks, self._episode = settings, tracks, episode
-        self._vectors = np.array([pooled[t].vector for t in tracks]).reshape(len(tracks), -1)
+        self._vectors = np.array([pooled[t].vector for t in tracks]).reshape(len(tracks), episode.dimension or 0)
         place = {t: i for i, t in enumerate(tracks)}
         shared = find_shared_frames(episode)
         pairs = shared | find_named_apart(episode)
