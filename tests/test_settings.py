@@ -34,7 +34,7 @@ def test_each_level_beats_the_next(config_dir: Path) -> None:
 
     def winner(explicit: dict[str, float], env: dict[str, str]) -> tuple[float, str]:
         resolved = resolve(explicit, env, "balanced", config)
-        return resolved.value("gate_hard"), resolved.sources["gate_hard"]
+        return resolved.value("gate_hard").value, resolved.sources["gate_hard"]
 
     assert winner({"gate_hard": 0.63}, environment) == (0.63, "explicit")
     assert winner({}, environment) == (0.62, "environment TRACK_GATE_APPEAR_HARD")
@@ -159,3 +159,22 @@ def test_a_shown_dsn_holds_no_password(dsn: str) -> None:
 
     assert "s3cret" not in shown
     assert "me" in shown and "faces" in shown
+
+
+@pytest.mark.parametrize(
+    ("explicit", "environment", "value", "is_auto"),
+    [
+        ({}, {}, 0.52, True),
+        ({"cluster_thresh": "0.6"}, {}, 0.6, False),
+        ({"cluster_thresh": 0.6}, {}, 0.6, False),
+        ({}, {"CLEANUP_CLUSTER_THRESH": "0.6"}, 0.6, False),
+        ({"cluster_thresh": "auto"}, {"CLEANUP_CLUSTER_THRESH": "0.6"}, 0.52, True),
+        ({}, {"CLEANUP_CLUSTER_THRESH": "auto"}, 0.52, True),
+    ],
+)
+def test_a_threshold_is_placed_unless_a_number_is_given(
+    explicit: dict[str, object], environment: dict[str, str], value: float, is_auto: bool
+) -> None:
+    threshold = resolve(explicit, environment, None, read_config(CONFIG)).value("cluster_thresh")
+
+    assert (threshold.value, threshold.is_auto) == (value, is_auto)

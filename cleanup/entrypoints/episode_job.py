@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,8 +89,21 @@ class JobResult:
     report_file: Path
 
 
-def run_episode_job(job: EpisodeJob, on_progress: ReportProgress | None = None) -> JobResult:
+def _nobody_stops() -> bool:
+    return False
+
+
+def run_episode_job(
+    job: EpisodeJob,
+    on_progress: ReportProgress | None = None,
+    is_stop_requested: Callable[[], bool] = _nobody_stops,
+) -> JobResult:
     """Runs a job: lock, read, refine, check, and with write-back replace the episode's files in one commit.
+
+    Args:
+        job: What is asked for.
+        on_progress: Told where the run stands, beside the progress file.
+        is_stop_requested: Whether what just failed failed because of an interrupt; decides what progress says.
 
     Raises:
         CleanupError: Of any kind; the episode's files are as they were.
@@ -113,14 +126,11 @@ def run_episode_job(job: EpisodeJob, on_progress: ReportProgress | None = None) 
 
         try:
             result = _run_locked(job, run_id, tell)
-        except CleanupError as error:
-            progress.fail(str(error))
-            raise
-        except KeyboardInterrupt:
-            progress.fail("interrupted; nothing was written", is_canceled=True)
-            raise
         except BaseException as error:
-            progress.fail(f"{type(error).__name__}: {error}")
+            if is_stop_requested() or isinstance(error, KeyboardInterrupt):
+                progress.fail("interrupted; nothing was written", is_canceled=True)
+            else:
+                progress.fail(str(error) if isinstance(error, CleanupError) else f"{type(error).__name__}: {error}")
             raise
         progress.finish(result.report)
         return result

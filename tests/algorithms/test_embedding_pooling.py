@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cleanup.algorithms.embedding_pooling import compute_centroid, pool_faces
+from cleanup.algorithms.embedding_pooling import compute_centroid, find_views, pool_faces
 from tests.builders import make_faces, make_people
 
 RULES = {"max_samples": 6, "sim_delta": 0.08, "sim_min": 0.6}
@@ -44,3 +44,17 @@ def test_vectors_that_cancel_still_give_a_unit_centroid() -> None:
     vector = make_people(1)
 
     assert np.linalg.norm(compute_centroid(np.concatenate([vector, -vector])).vector) > 0.99
+
+
+def test_a_track_that_turns_has_two_views_and_a_stray_face_none() -> None:
+    frontal, profile, stray = make_people(3)
+    faces = np.concatenate([make_faces(frontal, 5, 0.2), make_faces(profile, 4, 0.2), stray[None]])
+
+    views = find_views(faces, np.linspace(1, 0.5, 10), min_similarity=0.7)
+
+    assert (views @ np.array([frontal, profile]).T).max(axis=0).min() > 0.95
+    assert len(views) == 2
+
+
+def test_a_track_of_one_face_has_one_view() -> None:
+    assert len(find_views(make_people(1), np.ones(1), min_similarity=0.7)) == 1

@@ -7,6 +7,7 @@ import pytest
 
 from cleanup.algorithms.face_quality import (
     REJECT_REASONS,
+    AgreementScale,
     QualityGates,
     combine_quality,
     estimate_occlusion,
@@ -17,6 +18,7 @@ from cleanup.algorithms.face_quality import (
 )
 from tests.builders import make_faces, make_people
 
+SCALE = AgreementScale()
 OPEN = QualityGates(0, 0, 0, 0, 90, 90, 1, -1, 0)
 GOOD = {"size_px": 100.0, "confidence": 0.9, "sharpness": 200.0, "contrast": 50.0, "yaw": 0.0, "pitch": 0.0,
         "occlusion": 0.0, "agreement": 0.9, "quality": 0.8}  # fmt: skip
@@ -57,25 +59,25 @@ def test_the_consensus_is_that_of_the_majority() -> None:
     people = make_people(2)
     faces = np.concatenate([make_faces(people[0], 12), make_faces(people[1], 5)])
 
-    agreement = measure_agreement(faces, np.ones(17))
+    agreement = measure_agreement(faces, np.ones(17), SCALE)
 
     assert agreement[:12].min() > 0.8
     assert agreement[12:].max() < 0.3
 
 
 def test_a_face_alone_agrees_with_itself() -> None:
-    assert list(measure_agreement(make_people(1), np.ones(1))) == [1.0]
+    assert list(measure_agreement(make_people(1), np.ones(1), SCALE)) == [1.0]
 
 
 def test_opposite_faces_have_no_consensus_but_do_not_fail() -> None:
     vector = make_people(1)
 
-    assert np.isfinite(measure_agreement(np.concatenate([vector, -vector]), np.ones(2))).all()
+    assert np.isfinite(measure_agreement(np.concatenate([vector, -vector]), np.ones(2), SCALE)).all()
 
 
 def test_nothing_raises_the_score() -> None:
-    assert combine_quality(np.array([0.5]), np.array([1.0]), np.array([1.0]))[0] == pytest.approx(0.5)
-    assert combine_quality(np.array([0.5]), np.array([0.0]), np.array([1.0]))[0] == pytest.approx(0.125)
+    assert combine_quality(np.array([0.5]), np.array([1.0]), np.array([1.0]), SCALE)[0] == pytest.approx(0.5)
+    assert combine_quality(np.array([0.5]), np.array([0.0]), np.array([1.0]), SCALE)[0] == pytest.approx(0.125)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cleanup.algorithms.episode_metrics import compute_metrics, find_missed_targets
-from cleanup.algorithms.facebank_matching import PersonSimilarity, decide_match
+from cleanup.algorithms.facebank_matching import PersonSimilarity, combine_seeds, decide_match, find_dissent
 
 
 def decide(*similarities: float) -> str:
@@ -55,3 +55,24 @@ def test_every_missed_target_gets_a_sentence() -> None:
     assert [s.split(" ")[0] for s in sentences] == [
         "tracks_per_minute", "short_track_fraction", "id_switch_rate", "singleton_fraction",
     ]  # fmt: skip
+
+
+def test_one_mislabelled_seed_does_not_speak_alone() -> None:
+    assert combine_seeds(0.6, None) == 0.6
+    assert combine_seeds(0.6, 0.1) < combine_seeds(0.55, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("votes", "dissent"),
+    [
+        (["a"] * 8, {}),
+        (["a"] * 7 + ["b"], {}),
+        (["a"] * 6 + ["b", "c"], {"b": 1, "c": 1}),
+        (["a", "b"], {"b": 1}),
+        ([], {}),
+    ],
+)
+def test_members_that_clearly_are_somebody_else_keep_a_cluster_unnamed(
+    votes: list[str], dissent: dict[str, int]
+) -> None:
+    assert find_dissent("a", votes) == dissent

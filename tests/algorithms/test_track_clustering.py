@@ -15,6 +15,7 @@ from cleanup.algorithms.track_clustering import (
     cluster_tracks,
     eject_outliers,
     find_components,
+    find_view_merges,
     relabel,
 )
 from tests.builders import make_faces, make_people
@@ -36,23 +37,23 @@ def test_the_partition_is_that_of_scikit_learn(noise: float, cut: float, seed: i
         n_clusters=None, distance_threshold=1 - cut, metric="cosine", linkage="average"
     ).fit_predict(vectors)
 
-    assert adjusted_rand_score(oracle, cluster_tracks(vectors, cut, NONE)) == 1.0
+    assert adjusted_rand_score(oracle, cluster_tracks(vectors, cut, NONE).labels) == 1.0
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_conflict_nobody_would_break_changes_nothing(seed: int) -> None:
     """The constrained path agrees with the free one where the constraint does not bind."""
     vectors = make_tracks(4, 10, 0.6, seed)
-    free = cluster_tracks(vectors, 0.4, NONE)
+    free = cluster_tracks(vectors, 0.4, NONE).labels
     apart = [(i, j) for i in range(40) for j in range(i) if free[i] != free[j]]
 
-    assert np.array_equal(cluster_tracks(vectors, 0.4, Conflicts.of(apart)), free)
+    assert np.array_equal(cluster_tracks(vectors, 0.4, Conflicts.of(apart)).labels, free)
 
 
 def test_two_tracks_in_conflict_never_join_even_when_identical() -> None:
     vectors = np.tile(make_people(1), (4, 1))
 
-    labels = cluster_tracks(vectors, 0.5, Conflicts.of([(0, 1)]))
+    labels = cluster_tracks(vectors, 0.5, Conflicts.of([(0, 1)])).labels
 
     assert labels[0] != labels[1]
     assert len(set(labels)) == 2
@@ -64,7 +65,7 @@ def test_conflicts_hold(seed: int, pairs: list[tuple[int, int]]) -> None:
     vectors = make_tracks(4, 5, 1.0, seed)
     conflicts = Conflicts.of(pairs)
 
-    labels = cluster_tracks(vectors, 0.2, conflicts)
+    labels = cluster_tracks(vectors, 0.2, conflicts).labels
 
     assert all(labels[a] != labels[b] for a, b in conflicts.pairs)
 
@@ -77,8 +78,9 @@ def test_the_order_of_tracks_does_not_matter(seed: int) -> None:
     place = np.argsort(order)
     conflicts = [(0, 1), (7, 20), (3, 12)]
 
-    labels = cluster_tracks(vectors, 0.35, Conflicts.of(conflicts))
-    shuffled = cluster_tracks(vectors[order], 0.35, Conflicts.of((place[a], place[b]) for a, b in conflicts))
+    labels = cluster_tracks(vectors, 0.35, Conflicts.of(conflicts)).labels
+    moved = Conflicts.of((place[a], place[b]) for a, b in conflicts)
+    shuffled = cluster_tracks(vectors[order], 0.35, moved).labels
 
     assert adjusted_rand_score(labels, shuffled[place]) == 1.0
 
@@ -91,7 +93,7 @@ def test_components_are_those_of_the_similarity_graph() -> None:
 
 @pytest.mark.parametrize("n_tracks", [0, 1])
 def test_no_track_and_one_track(n_tracks: int) -> None:
-    assert list(cluster_tracks(make_people(1)[:n_tracks], 0.5, NONE)) == [0] * n_tracks
+    assert list(cluster_tracks(make_people(1)[:n_tracks], 0.5, NONE).labels) == [0] * n_tracks
 
 
 def test_a_member_unlike_its_cluster_is_ejected() -> None:
@@ -120,3 +122,49 @@ def test_a_singleton_in_conflict_with_a_cluster_stays_alone() -> None:
 
 def test_noise_keeps_its_label() -> None:
     assert list(relabel(np.array([5, -1, 5, 2]))) == [0, -1, 0, 1]
+
+
+@pytest.mark.parametrize("pairs", [[], [(0, 19)]], ids=["free", "constrained"])
+def test_every_merge_is_told_and_reached_the_cut(pairs: list[tuple[int, int]]) -> None:
+    vectors = make_tracks(4, 5, 0.6, 0)
+
+    result = cluster_tracks(vectors, 0.4, Conflicts.of(pairs))
+
+    assert len(result.merges) == len(vectors) - (result.labels.max() + 1)
+    assert all(m.similarity >= 0.4 - 1e-6 and m.first < m.second for m in result.merges)
+    assert sum(m.n_supporting_pairs == 1 for m in result.merges) > 0
+
+
+def two_sided_person(n_frontal: int, n_profile: int, n_both: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Views of one person: frontal tracks, profile tracks, and tracks that show both; pooled labels keep them apart."""
+    frontal, profile = make_people(2)
+    views, tracks = [], []
+    for i in range(n_frontal + n_both):
+        views.append(make_faces(frontal, 1, 0.2, i)[0])
+        tracks.append(i)
+    for i in range(n_both + n_profile):
+        views.append(make_faces(profile, 1, 0.2, 50 + i)[0])
+        tracks.append(n_frontal + i)
+    labels = np.array([0] * (n_frontal + n_both) + [1] * n_profile)
+    return np.array(views), np.array(tracks), labels
+
+
+def test_tracks_that_show_both_sides_join_profile_and_frontal_clusters() -> None:
+    views, tracks, labels = two_sided_person(3, 3, 2)
+
+    merges = find_view_merges(views, tracks, labels, NONE, 0.5)
+
+    assert set(labels) == {0}
+    assert [(m.evidence, m.sizes) for m in merges] == [("views", (5, 3))]
+
+
+def test_one_track_that_shows_both_sides_is_not_enough() -> None:
+    views, tracks, labels = two_sided_person(3, 3, 1)
+
+    assert find_view_merges(views, tracks, labels, NONE, 0.5) == []
+
+
+def test_views_do_not_join_what_shares_a_frame() -> None:
+    views, tracks, labels = two_sided_person(3, 3, 2)
+
+    assert find_view_merges(views, tracks, labels, Conflicts.of([(0, 6)]), 0.5) == []

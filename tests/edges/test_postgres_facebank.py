@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from cleanup.edges.postgres_facebank import PostgresFacebank, Seed, open_facebank
 from cleanup.errors import FacebankError
 from tests.builders import make_faces, make_people
+from tests.conftest import copy_data
 
 PEOPLE = make_people(3, 32).astype(np.float32)
 
@@ -110,3 +113,32 @@ def test_commands_that_run_at_once_share_the_embedded_server(tmp_path: Path) -> 
     assert [p.exitcode for p in processes] == [0, 0, 0]
     with open_facebank("", folder) as opened:
         assert opened.list_people()[0].n_seeds == 7
+
+
+def test_a_copied_data_root_works_and_leaves_the_original_alone(tmp_path: Path) -> None:
+    """Copied by root, the files belong to root; copied while the server runs, its note speaks of the original's."""
+    folder = tmp_path / "facebank" / "postgres"
+    with open_facebank("", folder) as original:
+        original.enroll("show", "m", "sha", [make_seed(0)])
+    copied = copy_data(tmp_path / "facebank", tmp_path / "copy") / "postgres"
+    with open_facebank("", folder) as original:
+        (copied / "postmaster.pid").write_bytes((folder / "postmaster.pid").read_bytes())
+        with open_facebank("", copied) as copy:
+            copy.enroll("show", "m", "sha", [make_seed(1)])
+            assert [p.person_id for p in copy.list_people()] == ["p0", "p1"]
+        assert [p.person_id for p in original.list_people()] == ["p0"]
+
+
+def test_a_killed_command_does_not_keep_the_server_running(tmp_path: Path) -> None:
+    folder = tmp_path / "facebank" / "postgres"
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom cleanup.edges.postgres_facebank import open_facebank\n"
+        "with open_facebank('', Path(sys.argv[1])):\n    os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
+    assert (folder / "postmaster.pid").exists(), "the server outlives the killed process"
+
+    with open_facebank("", folder) as opened:
+        assert opened.list_people() == []
+
+    assert not (folder / "postmaster.pid").exists()

@@ -1,0 +1,57 @@
+"""Thresholds follow the evidence where there is enough of it, and a number given is obeyed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cleanup.algorithms.threshold_evidence import Evidence, collect_pair_means, place_threshold
+
+
+def make_evidence(same: float, different: float, n_same: int = 200, n_different: int = 60) -> Evidence:
+    rng = np.random.default_rng(0)
+    return Evidence(rng.normal(same, 0.03, n_same), rng.normal(different, 0.05, n_different))
+
+
+@pytest.mark.parametrize(("same", "different"), [(0.9, 0.05), (0.6, -0.1), (0.95, 0.5)])
+def test_the_threshold_lies_between_two_people_and_one(same: float, different: float) -> None:
+    choice = place_threshold(make_evidence(same, different), 0.35, 0.52, is_auto=True)
+
+    assert choice.source == "evidence"
+    assert different + 0.1 < choice.value < same - 0.05
+
+
+def test_a_given_number_is_obeyed() -> None:
+    choice = place_threshold(make_evidence(0.9, 0.05), 0.35, 0.61, is_auto=False)
+
+    assert (choice.value, choice.source) == (0.61, "explicit")
+
+
+@pytest.mark.parametrize(
+    ("evidence", "reason"),
+    [
+        (make_evidence(0.9, 0.05, n_same=5), "only 5 pairs of one person"),
+        (make_evidence(0.9, 0.05, n_different=3), "only 3 pairs of tracks that share a frame"),
+        (make_evidence(0.3, 0.4), "overlap"),
+        (Evidence(np.zeros(0), np.zeros(0)), "only 0 pairs"),
+    ],
+)
+def test_too_little_evidence_leaves_the_configured_value(evidence: Evidence, reason: str) -> None:
+    choice = place_threshold(evidence, 0.35, 0.52, is_auto=True)
+
+    assert (choice.value, choice.source) == (0.52, "configured")
+    assert reason in choice.reason
+    assert set(evidence.describe()) == {"same_person", "different_people"}
+
+
+def test_a_few_people_seen_twice_do_not_move_the_end_of_two_people() -> None:
+    clean = make_evidence(0.9, 0.05)
+    dirty = Evidence(clean.same, np.concatenate([clean.different, np.full(4, 0.95)]))
+
+    assert abs(dirty.different_high - clean.different_high) < 0.05
+
+
+def test_a_pair_counts_once_however_many_frames_it_shares() -> None:
+    means = collect_pair_means([(1, 2), (1, 2), (1, 3)], np.array([0.2, 0.4, 0.9]))
+
+    assert means == pytest.approx([0.3, 0.9])
