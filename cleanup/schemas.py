@@ -119,7 +119,7 @@ def observation_schema(dimension: int) -> pa.Schema:
             pa.field("ts", pa.float64(), nullable=False),
             pa.field("bbox", BBOX, nullable=False),
             ("landmarks", LANDMARKS),
-            pa.field("confidence", pa.float64(), nullable=False),
+            ("confidence", pa.float64()),
             pa.field("size_px", pa.float64(), nullable=False),
             ("sharpness", pa.float64()),
             ("contrast", pa.float64()),

@@ -14,6 +14,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from cleanup.algorithms.face_quality import estimate_trust
+
 # Samples next to a boundary that speak for a segment there; a longer window would mix in earlier head poses.
 _N_LOCAL = 5
 # A segment speaks for a person of its own with this much summed trust: two good samples that agree.
@@ -169,50 +171,63 @@ class _Track:
         return burst.start + int(np.argmax(np.concatenate([[0.0], np.cumsum(lead)])))
 
 
-def find_changes(
-    embeddings: NDArray[np.floating],
-    boxes: NDArray[np.floating],
-    times_s: NDArray[np.floating],
-    trust: NDArray[np.floating],
-    thresholds: GateThresholds,
-) -> list[Candidate]:
+@dataclass(frozen=True)
+class GateSamples:
+    """The samples of one track in time order.
+
+    Attributes:
+        embeddings: Unit rows, shape (n, d).
+        boxes: Corners x1, y1, x2, y2, shape (n, 4).
+        times_s: Times in seconds, shape (n,), ascending.
+        norms: Norms of the raw embeddings, shape (n,).
+        sharpness: Laplacian variances, shape (n,); NaN where no pixels were read.
+    """
+
+    embeddings: NDArray[np.floating]
+    boxes: NDArray[np.floating]
+    times_s: NDArray[np.floating]
+    norms: NDArray[np.floating]
+    sharpness: NDArray[np.floating]
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def __getitem__(self, part: slice) -> GateSamples:
+        return GateSamples(
+            self.embeddings[part], self.boxes[part], self.times_s[part], self.norms[part], self.sharpness[part]
+        )
+
+
+def find_changes(samples: GateSamples, thresholds: GateThresholds) -> list[Candidate]:
     """Finds the changes of person in one track.
 
     Args:
-        embeddings: Unit rows in time order, shape (n, d).
-        boxes: Boxes in pixels, shape (n, 4).
-        times_s: Times in seconds, shape (n,), ascending.
-        trust: Trust 0..1 in each embedding, shape (n,); see ``face_quality.estimate_trust``.
+        samples: The track.
         thresholds: The limits.
 
     Returns:
         All candidates in time order, confirmed or refused. A piece cut at the confirmed ones holds none any more:
-        running this again on each piece confirms nothing, because pieces are divided until that is so.
+        running this again on each piece confirms nothing, because pieces are divided, each judged by itself alone,
+        until that is so.
     """
     found: dict[int, Candidate] = {}
-    _divide(0, len(embeddings), (embeddings, boxes, times_s, trust), thresholds, found)
+    _divide(samples, 0, thresholds, found)
     return [found[i] for i in sorted(found)]
 
 
-def _divide(
-    start: int,
-    stop: int,
-    samples: tuple[NDArray[np.floating], ...],
-    thresholds: GateThresholds,
-    found: dict[int, Candidate],
-) -> None:
-    embeddings, boxes, times_s, trust = (array[start:stop] for array in samples)
-    candidates = _judge(
-        _Track(embeddings, times_s, trust), propose_candidates(embeddings, boxes, thresholds), thresholds
-    )
+def _divide(samples: GateSamples, offset: int, thresholds: GateThresholds, found: dict[int, Candidate]) -> None:
+    # Trust is relative to what a track reaches, so each piece is measured by what it reaches itself.
+    trust = estimate_trust(samples.norms, samples.sharpness)
+    proposals = propose_candidates(samples.embeddings, samples.boxes, thresholds)
+    candidates = _judge(_Track(samples.embeddings, samples.times_s, trust), proposals, thresholds)
     for candidate in candidates:
-        index = start + candidate.index
+        index = offset + candidate.index
         if index not in found or candidate.is_split:
             found[index] = Candidate(index, candidate.reason, candidate.similarity, candidate.is_split)
-    edges = [start, *(start + c.index for c in candidates if c.is_split), stop]
+    edges = [0, *(c.index for c in candidates if c.is_split), len(samples)]
     if len(edges) > 2:
         for a, b in pairwise(edges):
-            _divide(a, b, samples, thresholds, found)
+            _divide(samples[a:b], offset + a, thresholds, found)
 
 
 def _judge(track: _Track, proposals: list[tuple[int, str]], thresholds: GateThresholds) -> list[Candidate]:

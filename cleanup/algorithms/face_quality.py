@@ -69,6 +69,7 @@ def score_face(
 ) -> NDArray[np.float32]:
     """The documented score: 0.4 confidence + 0.3 size + 0.2 sharpness + 0.1 pose, each part 0..1; shape (n,).
 
+    Where the confidence is not known (NaN) the other parts share its weight in proportion.
     The size part is full once the crop need not be enlarged (112 pixels), the sharpness part at a Laplacian variance
     of 100, the pose part falls linearly to zero at 90 degrees of yaw or pitch.
     """
@@ -81,7 +82,8 @@ def score_face(
             np.clip(1 - turn / _FULL_TURN_DEG, 0, 1),
         ]
     )
-    return (np.array(_WEIGHTS) @ parts).astype(np.float32)
+    weights = np.array(_WEIGHTS)[:, None] * np.isfinite(parts)
+    return ((weights * np.nan_to_num(parts)).sum(axis=0) / weights.sum(axis=0)).astype(np.float32)
 
 
 def _ramp(values: NDArray[np.floating], zero_at: float, one_at: float) -> NDArray[np.float64]:
@@ -120,10 +122,12 @@ def estimate_occlusion(norms: NDArray[np.floating], confidence: NDArray[np.float
 
     Args:
         norms: Norms of the raw embeddings of one track, shape (n,).
-        confidence: Detector confidences, shape (n,).
+        confidence: Detector confidences, shape (n,); NaN where unknown, which tells of no occlusion.
     """
     norm_loss = 1 - _ramp(_relative_to_best(norms), _NORM_NONE, _NORM_FULL)
-    confidence_loss = 1 - _ramp(_relative_to_best(confidence), 0.7, 1.0)
+    is_known = np.isfinite(confidence)
+    confidence_loss = np.zeros(len(confidence))
+    confidence_loss[is_known] = 1 - _ramp(_relative_to_best(np.asarray(confidence)[is_known]), 0.7, 1.0)
     return np.sqrt(norm_loss * confidence_loss)
 
 

@@ -126,14 +126,13 @@ class _ShardPass:
 
     def _take(self, row: dict[str, Any], image: NDArray[np.uint8], ts: float) -> None:
         is_sampled = row["is_sampled"]
-        landmarks, confidence = row["landmarks"], row["confidence"]
+        landmarks = row["landmarks"]
         if landmarks is None:
             if not is_sampled:
                 return
             found = self._find_face(image, np.array(row["bbox"]))
             if found is not None:
                 landmarks = found.landmarks.astype(np.float64).round(2).ravel().tolist()
-                confidence = found.confidence if confidence is None else confidence
         box = np.array(row["bbox"])
         observed: dict[str, Any] = {
             "track_id": row["track_id"],
@@ -141,7 +140,9 @@ class _ShardPass:
             "ts": ts,
             "bbox": row["bbox"],
             "landmarks": landmarks,
-            "confidence": 0.0 if confidence is None else confidence,
+            # The detector's own confidence in landmarks found here is not kept in any artifact, so it is not used: a
+            # second run, which finds the landmarks written, has to judge as the first did.
+            "confidence": row["confidence"],
             "size_px": float(min(box[2] - box[0], box[3] - box[1])),
         }
         face = _Face(row["lineage_id"], observed, None, is_sampled)

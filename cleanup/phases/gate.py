@@ -59,7 +59,7 @@ def place_gate(episode: Episode, settings: SplitTracksSettings) -> PlacedGate:
 
 def find_track_changes(samples: TrackSamples, thresholds: GateThresholds) -> list[Candidate]:
     """The gate's candidates in one track, confirmed and refused."""
-    return find_changes(samples.embeddings, samples.boxes, samples.times_s, samples.trust, thresholds)
+    return find_changes(samples.gate, thresholds)
 
 
 def count_switches(episode: Episode, settings: SplitTracksSettings) -> int:

@@ -146,7 +146,7 @@ def plan_observations(
             "frame_idx": frames,
             "bbox": schemas.list_column(schemas.matrix_of(table["bbox"], 4) * np.tile(scale, 2), schemas.BBOX),
             "landmarks": schemas.list_column(
-                schemas.matrix_of(table["landmarks"], 10) * np.tile(scale, 5), schemas.LANDMARKS
+                (schemas.matrix_of(table["landmarks"], 10) * np.tile(scale, 5)).round(2), schemas.LANDMARKS
             ),
             "confidence": table["confidence"],
             "is_sampled": is_sampled,

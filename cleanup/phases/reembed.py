@@ -320,7 +320,7 @@ def _new_face(seen: dict[str, Any], own_unit: NDArray[np.float64]) -> dict[str, 
         ts=round(seen["ts"], 4),
         bbox=own_unit[:4].tolist(),
         landmarks=None if np.isnan(own_unit[4:]).any() else own_unit[4:].tolist(),
-        confidence=round(seen["confidence"], 4),
+        confidence=None if seen["confidence"] is None else round(seen["confidence"], 4),
     )
     return row
 

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cleanup import schemas
+from cleanup.algorithms.appearance_gate import GateSamples
 from cleanup.algorithms.embedding_pooling import PooledTrack, pool_faces
-from cleanup.algorithms.face_quality import estimate_trust
 from cleanup.episode import Episode
 from cleanup.settings import PoolingSettings
 
@@ -23,18 +23,12 @@ class TrackSamples:
     Attributes:
         track_id: The track.
         frames: Frame numbers, shape (n,).
-        times_s: Times in seconds, shape (n,).
-        boxes: Boxes in the episode's unit, shape (n, 4).
-        embeddings: Unit rows, shape (n, d).
-        trust: Trust 0..1 in each embedding, shape (n,).
+        gate: What the gate sees; boxes in the episode's unit.
     """
 
     track_id: int
     frames: NDArray[np.int64]
-    times_s: NDArray[np.float64]
-    boxes: NDArray[np.float64]
-    embeddings: NDArray[np.float32]
-    trust: NDArray[np.float64]
+    gate: GateSamples
 
 
 def group_rows(track_ids: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.intp]]]:
@@ -59,14 +53,8 @@ def iterate_samples(episode: Episode) -> Iterator[TrackSamples]:
     boxes, embeddings = schemas.matrix_of(table["bbox"], 4), schemas.embeddings_of(table)
     for track_id, rows in group_rows(schemas.ints_of(table, "track_id")):
         rows = rows[np.argsort(frames[rows], kind="stable")]
-        yield TrackSamples(
-            track_id,
-            frames[rows],
-            times[rows],
-            boxes[rows],
-            embeddings[rows],
-            estimate_trust(norms[rows], sharpness[rows]),
-        )
+        gate = GateSamples(embeddings[rows], boxes[rows], times[rows], norms[rows], sharpness[rows])
+        yield TrackSamples(track_id, frames[rows], gate)
 
 
 def pool_tracks(episode: Episode, settings: PoolingSettings) -> dict[int, PooledTrack]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleanup.algorithms.appearance_gate import GateThresholds, compute_consecutive_iou, find_changes
+from cleanup.algorithms.appearance_gate import GateSamples, GateThresholds, compute_consecutive_iou, find_changes
 from tests.builders import make_faces, make_people
 
 GATE = GateThresholds(hard=0.70, soft=0.78, streak=2, min_iou=0.55, prototype_momentum=0.85, same_person=0.40)
@@ -20,11 +21,17 @@ BLUR = 3  # the direction that all blurred faces share
 def find_splits(runs: Sequence[tuple[int, int]], *, gate: GateThresholds = GATE, step_s: float = 1 / 12) -> list[int]:
     """Split indices of a track made of (person, number of samples) runs; person 3 stands for untrusted blur."""
     parts = [make_faces(PEOPLE[p], n, noise=0.35, seed=i) for i, (p, n) in enumerate(runs)]
-    embeddings = np.concatenate(parts)
-    trust = np.concatenate([np.full(n, 0.05 if p == BLUR else 1.0) for p, n in runs])
-    boxes = np.tile([0.0, 0.0, 100.0, 100.0], (len(embeddings), 1))
-    times = np.arange(len(embeddings)) * step_s
-    return [c.index for c in find_changes(embeddings, boxes, times, trust, gate) if c.is_split]
+    samples = make_samples(np.concatenate(parts), runs, step_s)
+    return [c.index for c in find_changes(samples, gate) if c.is_split]
+
+
+def make_samples(embeddings: np.ndarray, runs: Sequence[tuple[int, int]], step_s: float = 1 / 12) -> GateSamples:
+    """Samples in one place of the picture; blurred ones have a third of the norm and a tenth of the sharpness."""
+    n_samples = len(embeddings)
+    is_blurred = np.concatenate([np.full(n, p == BLUR) for p, n in runs]) if runs else np.zeros(n_samples, bool)
+    boxes = np.tile([0.0, 0.0, 100.0, 100.0], (n_samples, 1))
+    norms, sharpness = np.where(is_blurred, 4.0, 12.0), np.where(is_blurred, 20.0, 200.0)
+    return GateSamples(embeddings, boxes, np.arange(n_samples) * step_s, norms, sharpness)
 
 
 def test_one_person_is_not_split() -> None:
@@ -75,11 +82,10 @@ def test_the_hard_threshold_does_not_decide_a_clear_case(hard: float) -> None:
 
 
 def test_a_jumping_box_alone_does_not_split() -> None:
-    embeddings = make_faces(PEOPLE[0], 20)
-    boxes = np.tile([0.0, 0.0, 100.0, 100.0], (20, 1))
-    boxes[10:] += 300
+    samples = make_samples(make_faces(PEOPLE[0], 20), [(0, 20)])
+    samples.boxes[10:] += 300
 
-    candidates = find_changes(embeddings, boxes, np.arange(20) / 12, np.ones(20), GATE)
+    candidates = find_changes(samples, GATE)
 
     assert [(c.index, c.reason, c.is_split) for c in candidates] == [(10, "iou", False)]
 
@@ -90,9 +96,7 @@ def test_tiny_tracks_are_left_alone(n_samples: int) -> None:
 
 
 def test_identical_and_zero_vectors_are_survived() -> None:
-    zero = np.zeros((5, 8))
-
-    assert find_changes(zero, np.tile([0.0, 0, 1, 1], (5, 1)), np.arange(5.0), np.ones(5), GATE) is not None
+    assert find_changes(make_samples(np.zeros((5, 8)), [(0, 5)]), GATE) is not None
 
 
 def test_iou_of_equal_boxes_is_one_and_of_distant_ones_zero() -> None:
@@ -105,12 +109,11 @@ def test_iou_of_equal_boxes_is_one_and_of_distant_ones_zero() -> None:
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 15)), min_size=1, max_size=6))
 def test_no_piece_is_split_again(runs: list[tuple[int, int]]) -> None:
     """Cutting at the confirmed changes is final: a second run on the pieces finds nothing."""
-    embeddings = np.concatenate([make_faces(PEOPLE[p], n, noise=0.5, seed=i) for i, (p, n) in enumerate(runs)])
-    trust = np.concatenate([np.full(n, 0.05 if p == BLUR else 1.0) for p, n in runs])
-    boxes = np.tile([0.0, 0.0, 100.0, 100.0], (len(embeddings), 1))
-    times = np.arange(len(embeddings)) / 12
-    cuts = [c.index for c in find_changes(embeddings, boxes, times, trust, GATE) if c.is_split]
+    samples = make_samples(
+        np.concatenate([make_faces(PEOPLE[p], n, noise=0.5, seed=i) for i, (p, n) in enumerate(runs)]), runs
+    )
+    samples.norms[:] *= 1 + 0.3 * np.sin(np.arange(len(samples)))
+    cuts = [c.index for c in find_changes(samples, GATE) if c.is_split]
 
-    for piece in np.split(np.arange(len(embeddings)), cuts):
-        again = find_changes(embeddings[piece], boxes[piece], times[piece], trust[piece], GATE)
-        assert not any(c.is_split for c in again)
+    for start, stop in pairwise([0, *cuts, len(samples)]):
+        assert not any(c.is_split for c in find_changes(samples[start:stop], GATE))

@@ -34,6 +34,14 @@ def test_a_perfect_face_scores_one_and_the_weights_are_the_documented_ones() -> 
     assert score_face(zero, zero, zero, zero, zero)[0] == pytest.approx(0.1)
 
 
+def test_an_unknown_confidence_neither_helps_nor_harms() -> None:
+    unknown, one, zero = np.full(1, np.nan), np.ones(1), np.zeros(1)
+
+    assert score_face(unknown, one * 112, one * 100, zero, zero)[0] == pytest.approx(1.0)
+    assert score_face(unknown, zero, zero, one * 90, zero)[0] == pytest.approx(0.0)
+    assert estimate_occlusion(np.array([10.0, 5.0]), np.full(2, np.nan)).max() == 0
+
+
 def test_trust_falls_with_blur_and_with_the_norm() -> None:
     norms = np.array([10.0] * 8 + [10.0, 6.0])
     sharpness = np.array([200.0] * 8 + [20.0, 200.0])
