@@ -13,6 +13,18 @@ from numpy.typing import NDArray
 from cleanup.progress import ReportItems
 
 
+@dataclass(frozen=True)
+class VideoInfo:
+    """What the index of a video tells. Sizes in pixels, ``duration_s`` in seconds."""
+
+    path: str
+    width: int
+    height: int
+    n_frames: int
+    fps: float
+    duration_s: float
+
+
 class Engine(Protocol):
     """Runs the pass over the pixels, and the final task. ``close`` frees workers; it may be called twice."""
 

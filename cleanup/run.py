@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from cleanup import schemas
 from cleanup.episode import Episode
 from cleanup.errors import ArtifactError, CleanupError, VideoError
-from cleanup.interfaces import Engine, Facebank
+from cleanup.interfaces import Engine, Facebank, VideoInfo
 from cleanup.phases.group_clusters import group_clusters
 from cleanup.phases.identity_rows import refresh_identity_figures
 from cleanup.phases.observe import attach_detections, plan_observations
@@ -26,18 +26,6 @@ from cleanup.settings import Settings
 
 # Same model, same face: a re-embedded face is near the one on disk. A median below this means another video.
 _MIN_MEDIAN_SIMILARITY = 0.5
-
-
-@dataclass(frozen=True)
-class VideoFacts:
-    """What the run needs to know of the video; sizes in pixels."""
-
-    path: str
-    width: int
-    height: int
-    n_frames: int
-    fps: float
-    duration_s: float
 
 
 @dataclass(frozen=True)
@@ -56,7 +44,7 @@ class RunContext:
 
     settings: Settings
     engine: Engine | None
-    video: VideoFacts | None
+    video: VideoInfo | None
     facebank: Facebank | None
     facebank_note: str
     show: str
@@ -209,7 +197,7 @@ def _observe(
     return episode.replace(observations=observations)
 
 
-def check_video(episode: Episode, video: VideoFacts) -> None:
+def check_video(episode: Episode, video: VideoInfo) -> None:
     """Checks that a video can be the one the artifacts came from.
 
     Raises:
@@ -239,7 +227,7 @@ def check_video(episode: Episode, video: VideoFacts) -> None:
 
 
 def _check_same_faces(
-    episode: Episode, observations: pa.Table, recogniser: Mapping[str, Any], video: VideoFacts, report: CleanupReport
+    episode: Episode, observations: pa.Table, recogniser: Mapping[str, Any], video: VideoInfo, report: CleanupReport
 ) -> None:
     """Compares re-embedded faces with those on disk: a video that only looks right is found out here."""
     if episode.dimension != recogniser["dimension"]:

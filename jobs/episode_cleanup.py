@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+# As a Ray job the script runs from an uploaded working directory in which nothing is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cleanup.entrypoints.cli import app
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cleanup.edges.artifact_files import EpisodePaths, read_episode
+from cleanup.edges.artifact_files import EpisodePaths
+from cleanup.edges.artifact_reading import read_episode
 from cleanup.phases.identity_rows import find_shared_frames
 from tests.builders import read_lines, write_episode
 from tests.entrypoints.test_cli import artifacts, cleanup

@@ -12,7 +12,8 @@ import av
 import numpy as np
 import pytest
 
-from cleanup.edges.artifact_files import EpisodePaths, read_episode
+from cleanup.edges.artifact_files import EpisodePaths
+from cleanup.edges.artifact_reading import read_episode
 from cleanup.edges.video_frames import VideoFrames
 from cleanup.entrypoints.episode_job import build_engine
 from cleanup.episode import Episode

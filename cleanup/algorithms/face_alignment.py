@@ -49,14 +49,6 @@ def estimate_similarity(landmarks: NDArray[np.floating]) -> NDArray[np.float64]:
     return matrices
 
 
-def estimate_alignment_residual(landmarks: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Root mean square distance of aligned landmarks to the template, in pixels of the 112x112 crop; shape (n,)."""
-    points = np.asarray(landmarks, np.float64)
-    matrices = estimate_similarity(points)
-    aligned = np.einsum("nij,nkj->nki", matrices[:, :, :2], points) + matrices[:, None, :, 2]
-    return np.sqrt(((aligned - ARCFACE_TEMPLATE) ** 2).sum(axis=2).mean(axis=1))
-
-
 def estimate_pose(landmarks: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Yaw and pitch in degrees from five landmarks under scaled orthography (POS, DeMenthon and Davis, 1995).
 

@@ -365,7 +365,7 @@ def _trailing_number(text: str) -> int | None:
     return int(match[1]) if match else None
 
 
-DIALECTS: Mapping[str, DocumentedDialect | EmittedDialect] = {
+DIALECTS: Mapping[str, Dialect] = {
     DOCUMENTED: DocumentedDialect(),
     EMITTED: EmittedDialect(),
 }

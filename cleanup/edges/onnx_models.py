@@ -12,7 +12,6 @@ import ctypes
 import hashlib
 import importlib.metadata
 import io
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,6 @@ from numpy.typing import NDArray
 
 from cleanup.algorithms.face_alignment import CROP_SIZE
 from cleanup.errors import ModelError, first_line
-
-logger = logging.getLogger(__name__)
 
 PROVIDER_OF_DEVICE = {
     "cpu": "CPUExecutionProvider",

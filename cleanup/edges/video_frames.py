@@ -18,18 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleanup.errors import VideoError
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What the index of a video tells. Sizes in pixels, ``duration_s`` in seconds."""
-
-    path: str
-    width: int
-    height: int
-    n_frames: int
-    fps: float
-    duration_s: float
+from cleanup.interfaces import VideoInfo
 
 
 @dataclass(frozen=True)

@@ -144,11 +144,11 @@ def run_command(
             progress_file=Path(progress_file) if progress_file else None,
         )
         with show_progress(make_console(is_error=json_output), is_quiet=quiet) as on_progress:
-            result = run_episode_job(job, on_progress, lambda: stop.is_requested)
+            report = run_episode_job(job, on_progress, lambda: stop.is_requested)
         if json_output:
-            _print_json(result.report)
+            _print_json(report)
         elif not quiet:
-            print_report(make_console(), result.report)
+            print_report(make_console(), report)
 
 
 def _print_json(value: Any) -> None:
@@ -190,7 +190,8 @@ def settings_command(
 def validate_command(ep_id: EP_ID, out_root: OUT_ROOT = None) -> None:
     """Checks an episode's artifacts and prints every violation with file and line."""
     with one_line_errors():
-        from cleanup.edges.artifact_files import EpisodePaths, find_violations, read_episode
+        from cleanup.edges.artifact_files import EpisodePaths
+        from cleanup.edges.artifact_reading import find_violations, read_episode
         from cleanup.entrypoints.episode_job import resolve_out_root
 
         paths = EpisodePaths(resolve_out_root(out_root, os.environ), ep_id)

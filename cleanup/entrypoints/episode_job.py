@@ -13,7 +13,9 @@ from typing import Any
 
 import orjson
 
-from cleanup.edges.artifact_files import EpisodePaths, find_violations, read_episode, render_episode, same_json
+from cleanup.edges.artifact_files import EpisodePaths
+from cleanup.edges.artifact_reading import find_violations, read_episode
+from cleanup.edges.artifact_writing import render_episode, same_json
 from cleanup.edges.face_images import ImageFolder, save_images
 from cleanup.edges.local_workers import LocalEngine
 from cleanup.edges.observation_worker import WorkerSpec
@@ -25,11 +27,11 @@ from cleanup.edges.video_frames import VideoFrames
 from cleanup.edges.write_back import commit, hold_episode, stage, write_synced
 from cleanup.episode import Episode, check_ep_id, show_of
 from cleanup.errors import CleanupError, SettingsError, VideoError
-from cleanup.interfaces import Engine
+from cleanup.interfaces import Engine, VideoInfo
 from cleanup.progress import PhaseProgress, ReportProgress
 from cleanup.report import CleanupReport
 from cleanup.resolve_settings import ResolvedSettings
-from cleanup.run import PHASES, PIXEL_PHASES, RunContext, VideoFacts, run
+from cleanup.run import PHASES, PIXEL_PHASES, RunContext, run
 
 DATA_ROOT_VARIABLE = "SCREENALYTICS_DATA_ROOT"
 DEFAULT_DATA_ROOT = "data"
@@ -81,14 +83,6 @@ def parse_actions(values: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(n for n in PHASES if n in names or not names)
 
 
-@dataclass(frozen=True)
-class JobResult:
-    """What a job leaves: the report as JSON, and where it lies."""
-
-    report: dict[str, Any]
-    report_file: Path
-
-
 def _nobody_stops() -> bool:
     return False
 
@@ -97,13 +91,16 @@ def run_episode_job(
     job: EpisodeJob,
     on_progress: ReportProgress | None = None,
     is_stop_requested: Callable[[], bool] = _nobody_stops,
-) -> JobResult:
+) -> dict[str, Any]:
     """Runs a job: lock, read, refine, check, and with write-back replace the episode's files in one commit.
 
     Args:
         job: What is asked for.
         on_progress: Told where the run stands, beside the progress file.
         is_stop_requested: Whether what just failed failed because of an interrupt; decides what progress says.
+
+    Returns:
+        The report, as it was written.
 
     Raises:
         CleanupError: Of any kind; the episode's files are as they were.
@@ -125,22 +122,22 @@ def run_episode_job(
                 on_progress(event)
 
         try:
-            result = _run_locked(job, run_id, tell)
+            report = _run_locked(job, run_id, tell)
         except BaseException as error:
             if is_stop_requested() or isinstance(error, KeyboardInterrupt):
                 progress.fail("interrupted; nothing was written", is_canceled=True)
             else:
                 progress.fail(str(error) if isinstance(error, CleanupError) else f"{type(error).__name__}: {error}")
             raise
-        progress.finish(result.report)
-        return result
+        progress.finish(report)
+        return report
 
 
 def _new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}Z-{os.getpid()}"
 
 
-def _run_locked(job: EpisodeJob, run_id: str, tell: ReportProgress) -> JobResult:
+def _run_locked(job: EpisodeJob, run_id: str, tell: ReportProgress) -> dict[str, Any]:
     started = time.monotonic()
     paths, settings = job.paths, job.settings.settings
     episode = read_episode(paths)
@@ -167,7 +164,7 @@ def _run_locked(job: EpisodeJob, run_id: str, tell: ReportProgress) -> JobResult
     return _finish(job, run_id, refined, report, started)
 
 
-def _open_video(job: EpisodeJob, report: CleanupReport) -> VideoFacts | None:
+def _open_video(job: EpisodeJob, report: CleanupReport) -> VideoInfo | None:
     """Facts of the video if a phase needs pixels; without a video the gate works on what faces.jsonl holds."""
     if not PIXEL_PHASES & set(job.actions):
         return None
@@ -181,8 +178,7 @@ def _open_video(job: EpisodeJob, report: CleanupReport) -> VideoFacts | None:
         )
         return None
     with VideoFrames(path) as frames:
-        info = frames.info
-    return VideoFacts(info.path, info.width, info.height, info.n_frames, info.fps, info.duration_s)
+        return frames.info
 
 
 def _open_facebank(job: EpisodeJob, stack: contextlib.ExitStack) -> tuple[PostgresFacebank | None, str]:
@@ -199,7 +195,7 @@ def _open_facebank(job: EpisodeJob, stack: contextlib.ExitStack) -> tuple[Postgr
     return facebank, ""
 
 
-def _save_images(job: EpisodeJob, run_id: str, episode: Episode, video: VideoFacts | None) -> Episode:
+def _save_images(job: EpisodeJob, run_id: str, episode: Episode, video: VideoInfo | None) -> Episode:
     """Pictures go beside the artifacts, or without write-back into the run folder."""
     source = job.video or job.paths.video if video is None else Path(video.path)
     folder = job.paths.frames if job.write_back else job.paths.runs / run_id / "frames"
@@ -229,7 +225,7 @@ def build_engine(settings: ResolvedSettings, video: str) -> Engine:
     return RayEngine(spec)
 
 
-def _finish(job: EpisodeJob, run_id: str, after: Episode, report: CleanupReport, started: float) -> JobResult:
+def _finish(job: EpisodeJob, run_id: str, after: Episode, report: CleanupReport, started: float) -> dict[str, Any]:
     """Checks and writes what came out."""
     paths = job.paths
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -265,7 +261,7 @@ def _finish(job: EpisodeJob, run_id: str, after: Episode, report: CleanupReport,
     else:
         _remove_staged(staged.root)
         write_synced(report_path, content)
-    return JobResult(record, report_path)
+    return record
 
 
 def _is_same(path: Path, content: bytes) -> bool:

@@ -29,7 +29,8 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, r
 
 from cleanup import schemas
 from cleanup.algorithms.appearance_gate import compute_consecutive_iou
-from cleanup.edges.artifact_files import EpisodePaths, read_episode
+from cleanup.edges.artifact_files import EpisodePaths
+from cleanup.edges.artifact_reading import read_episode
 from cleanup.edges.local_workers import LocalEngine
 from cleanup.edges.onnx_models import ModelSpec, load_models
 from cleanup.edges.postgres_facebank import PostgresFacebank, open_facebank

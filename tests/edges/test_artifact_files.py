@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cleanup.edges.artifact_files import EpisodePaths, find_violations, read_episode, render_episode, same_json
+from cleanup.edges.artifact_files import EpisodePaths
+from cleanup.edges.artifact_reading import find_violations, read_episode
+from cleanup.edges.artifact_writing import render_episode, same_json
 from cleanup.episode import check_ep_id
 from cleanup.errors import ArtifactError
 from tests.builders import DOCUMENTED_EP, EMITTED_EP, write_episode
