@@ -84,6 +84,11 @@ def one_line_errors() -> Iterator[Stop]:
         if isinstance(error, CleanupError):
             typer.echo(f"cleanup: {error}", err=True)
             raise typer.Exit(error.exit_code) from None
+        if isinstance(error, OSError):
+            # A full disk, a missing right, a file that vanished: the system's words say it best.
+            where = f"{error.filename}: " if error.filename else ""
+            typer.echo(f"cleanup: {where}{error.strerror or error}; no file is half written", err=True)
+            raise typer.Exit(1) from None
         raise
     finally:
         for number, handler in previous.items():

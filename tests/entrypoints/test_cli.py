@@ -411,6 +411,26 @@ def test_an_interrupted_run_leaves_the_episode_alone(drawn: Path, number: signal
     assert json.loads(progress.read_text())["phase"] == "canceled"
 
 
+def test_a_full_disk_is_one_line_and_leaves_the_episode_alone(drawn: Path, tmp_path: Path) -> None:
+    """Writing is limited to less than the staged files take, as on a full disk."""
+    before = artifacts(drawn)
+    command = [sys.executable, "-m", "cleanup.entrypoints.cli", "run", "--ep-id", EP, "--out-root", str(drawn), "--actions",
+               "recluster", "--write-back", "-q"]  # fmt: skip
+    limited = (
+        "import resource, signal, runpy, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
+        f"sys.argv = {command[2:]!r}\n"
+        "runpy.run_module('cleanup.entrypoints.cli', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert re.fullmatch(r"cleanup: .*File too large; no file is half written\n", done.stderr), done.stderr
+    assert artifacts(drawn) == before
+    run(drawn, "--actions", "recluster", "--write-back")
+
+
 def test_several_words_after_actions_are_one_value() -> None:
     assert fold_actions(["run", "--actions", "a", "b", "--x", "1"]) == ["run", "--actions", "a,b", "--x", "1"]
     assert fold_actions(["--actions"]) == ["--actions"]
