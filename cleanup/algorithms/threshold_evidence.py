@@ -21,6 +21,9 @@ _SAME_PERCENTILE = 10
 # distribution; a plain percentile would follow the few pairs that are one person seen twice.
 _DIFFERENT_SIGMAS = 2.5
 _MAD_TO_SIGMA = 1.4826
+# Two people who are always seen together give many pairs of one similarity and no spread. Over many people the spread
+# is about a twelfth of the way from two people to one, whatever the model's scale; less is not believed.
+_MIN_RELATIVE_SPREAD = 0.08
 _SHOWN_PERCENTILES = (1, 10, 50, 90, 99)
 
 
@@ -46,7 +49,8 @@ class Evidence:
         """Where two people's similarities end."""
         median = float(np.median(self.different))
         spread = _MAD_TO_SIGMA * float(np.median(np.abs(self.different - median)))
-        return median + _DIFFERENT_SIGMAS * spread
+        least = _MIN_RELATIVE_SPREAD * max(self.same_low - median, 0.0)
+        return median + _DIFFERENT_SIGMAS * max(spread, least)
 
     def explain_shortage(self) -> str | None:
         """Why this evidence places no threshold, or None if it does."""

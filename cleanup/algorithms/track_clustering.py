@@ -300,7 +300,7 @@ def find_view_merges(
     Returns:
         The merges, in the order they were made; ``first`` and ``second`` are lowest track indices.
     """
-    pairs = _similar_track_pairs(views, track_of_view, min_similarity)
+    pairs = _similar_track_pairs(views, track_of_view, labels, min_similarity)
     merges: list[Merge] = []
     while True:
         support: dict[tuple[int, int], list[tuple[int, int, float]]] = {}
@@ -322,14 +322,16 @@ def find_view_merges(
 
 
 def _similar_track_pairs(
-    views: NDArray[np.floating], track_of_view: NDArray[np.int64], min_similarity: float
+    views: NDArray[np.floating], track_of_view: NDArray[np.int64], labels: NDArray[np.int64], min_similarity: float
 ) -> list[tuple[int, int, float]]:
-    """(track, other track, similarity of their nearest views) for pairs that reach the similarity."""
+    """(track, other track, similarity of their nearest views) for pairs of two clusters that reach the similarity."""
     best: dict[tuple[int, int], float] = {}
     rows = np.asarray(views, np.float32)
+    label_of_view = labels[track_of_view]
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = (rows[start : start + _BLOCK_ROWS] @ rows.T).round(_DECIMALS)
-        for i, j in np.argwhere(block >= min_similarity):
+        is_apart = label_of_view[start : start + _BLOCK_ROWS, None] != label_of_view
+        for i, j in np.argwhere((block >= min_similarity) & is_apart):
             a, b = int(track_of_view[i + start]), int(track_of_view[j])
             if a < b:
                 best[(a, b)] = max(best.get((a, b), -1.0), float(block[i, j]))

@@ -51,6 +51,14 @@ def test_a_few_people_seen_twice_do_not_move_the_end_of_two_people() -> None:
     assert abs(dirty.different_high - clean.different_high) < 0.05
 
 
+def test_two_people_always_together_do_not_pull_the_threshold_down() -> None:
+    """All pairs are of the same two people, who happen to be very unlike each other."""
+    rng = np.random.default_rng(0)
+    evidence = Evidence(rng.normal(0.93, 0.03, 200), rng.normal(-0.10, 0.005, 40))
+
+    assert place_threshold(evidence, 0.35, 0.52, is_auto=True).value > 0.35
+
+
 def test_a_pair_counts_once_however_many_frames_it_shares() -> None:
     means = collect_pair_means([(1, 2), (1, 2), (1, 3)], np.array([0.2, 0.4, 0.9]))
 
