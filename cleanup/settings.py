@@ -209,7 +209,7 @@ class SplitTracksSettings:
     )
     new_track_thresh: float = _setting(
         0.60,
-        "confidence that some box of a new piece must reach",
+        "confidence that some box of a new piece shorter than a second must reach",
         yaml="tracking.yaml:new_track_thresh",
         at_least=0.0,
         at_most=1.0,

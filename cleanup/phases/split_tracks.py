@@ -18,6 +18,9 @@ from cleanup.phases.track_samples import TrackSamples, group_rows, iterate_sampl
 from cleanup.progress import ReportItems, ignore_items
 from cleanup.settings import SplitTracksSettings
 
+# A piece that lasts this long is somebody, however unsure the detector was.
+_SURE_DURATION_S = 1.0
+
 
 @dataclass(frozen=True)
 class _Boundary:
@@ -90,15 +93,20 @@ def _place_boundaries(
 ) -> list[_Boundary]:
     """Turns confirmed candidates into first frames of pieces, and keeps a line for the report on every candidate."""
     frames, boxes, confidence = all_boxes.of(track.track_id)
+    ends = [*[c.index for c in candidates if c.is_split][1:], len(track.frames)]
     boundaries: list[_Boundary] = []
     for candidate in candidates:
         frame_idx = int(track.frames[candidate.index])
         is_split = candidate.is_split
         if is_split:
             frame_idx = _first_frame_of_piece(int(track.frames[candidate.index - 1]), frame_idx, frames, boxes)
-            after = confidence[frames >= frame_idx]
-            # A piece is a new track, and a new track starts only from a face the detector is sure of.
-            is_split = not (np.isfinite(after).any() and np.nanmax(after) < min_confidence)
+            end = ends.pop(0)
+            last_frame = int(track.frames[end - 1])
+            inside = confidence[(frames >= frame_idx) & (frames <= last_frame)]
+            times = track.gate.times_s
+            is_short = times[end - 1] - times[candidate.index] < _SURE_DURATION_S
+            # A piece is a new track: a short one is born only from a face the detector is sure of.
+            is_split = not (is_short and np.isfinite(inside).any() and np.nanmax(inside) < min_confidence)
         if is_split:
             boundaries.append(_Boundary(frame_idx, candidate.reason))
         decisions.append(
