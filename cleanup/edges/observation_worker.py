@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -22,6 +23,9 @@ from cleanup.errors import ModelError
 
 # Share of a box's size that is added around it before the detector looks for landmarks there.
 _REGION_MARGIN = 0.75
+# Decoded frames that may wait; at 1080 lines each takes 6 MB.
+_FRAMES_AHEAD = 8
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,19 @@ class ObservationWorker:
             return shard.run(samples, video)
 
 
+def read_ahead(items: Iterator[_T], depth: int) -> Iterator[_T]:
+    """Takes items in another thread, up to ``depth`` before they are asked for; errors arrive in their place.
+
+    Decoding and embedding both leave the interpreter's lock, so the one goes on while the other works.
+    """
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="decode") as thread:
+        pending = deque(thread.submit(next, items, end) for _ in range(depth))
+        while (item := pending.popleft().result()) is not end:
+            yield item  # type: ignore[misc]  # what is not the end is an item
+            pending.append(thread.submit(next, items, end))
+
+
 class _ShardPass:
     """State of one pass: a pending batch, and per lineage the last embedded sample with what lies behind it."""
 
@@ -115,7 +132,7 @@ class _ShardPass:
         by_frame: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for row in samples.to_pylist():
             by_frame[row["frame_idx"]].append(row)
-        for frame_idx, image in video.read(by_frame):
+        for frame_idx, image in read_ahead(video.read(by_frame), _FRAMES_AHEAD):
             for row in by_frame[frame_idx]:
                 self._take(row, image, video.timestamp_s(frame_idx))
         self._flush()
