@@ -125,7 +125,7 @@ def run_episode_job(
             report = _run_locked(job, run_id, tell)
         except BaseException as error:
             if is_stop_requested() or isinstance(error, KeyboardInterrupt):
-                progress.fail("interrupted; nothing was written", is_canceled=True)
+                progress.fail("interrupted; no file is half written", is_canceled=True)
             else:
                 progress.fail(str(error) if isinstance(error, CleanupError) else f"{type(error).__name__}: {error}")
             raise

@@ -38,7 +38,7 @@ def test_pieces_are_numbered_in_time_order_after_the_highest_id(load: Callable[.
     fresh = [(r["track_id"], r["parent_track_id"]) for r in after.tracks.to_pylist() if r["parent_track_id"]]
     assert fresh == [(4, 1), (5, 3), (6, 3)]
     assert report["splits"] == {"hard": 3, "streak": 0, "iou": 0, "total": 3}
-    assert report["tracks_split"], report["new_tracks_created"] == (2, 3)
+    assert (report["tracks_split"], report["new_tracks_created"]) == (2, 3)
 
 
 def test_every_box_and_face_is_in_exactly_one_piece(load: Callable[..., Episode]) -> None:
