@@ -73,6 +73,7 @@ class Episode:
         identities: IDENTITY_SCHEMA.
         detections: DETECTION_SCHEMA, boxes without a track (documented dialect), or None.
         observations: ``observation_schema``, what a pass over the pixels saw, or None before it.
+        unseen_tracks: Tracks the pass over the pixels could not look at; their rows stay as they are.
         identity_document: identities.json without its identities, as JSON.
         track_metrics: track_metrics.json as it was, or None.
         duration_s: Length of the episode in seconds, as well as it is known.
@@ -90,6 +91,7 @@ class Episode:
     identity_document: bytes
     track_metrics: bytes | None
     duration_s: float
+    unseen_tracks: frozenset[int] = frozenset()
 
     @property
     def is_normalised(self) -> bool:

@@ -6,6 +6,7 @@ CleanupError
 ├── VideoError       the video is missing, unreadable or not the one the artifacts came from
 ├── ModelError       a model is missing, broken, of the wrong kind, or not on the device asked for
 ├── FacebankError    PostgreSQL does not answer, or what it holds does not fit the model
+├── StorageError     remote storage does not answer or refuses
 ├── EngineError      Ray or a worker failed
 └── BusyError        another run holds the episode
 
@@ -38,6 +39,12 @@ class ModelError(CleanupError):
 
 class FacebankError(CleanupError):
     """The Facebank does not answer or holds embeddings of another model."""
+
+
+class StorageError(CleanupError):
+    """Remote storage does not answer, refuses, or lacks its client library. Trying again may help."""
+
+    exit_code = 1
 
 
 class BusyError(CleanupError):

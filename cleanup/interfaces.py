@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cleanup.progress import ReportItems
+from cleanup.progress import ReportItems, ignore_items
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,61 @@ class VideoInfo:
     duration_s: float
 
 
+@dataclass(frozen=True)
+class ShardResult:
+    """What came of one shard.
+
+    Attributes:
+        observations: ``observation_schema`` with provenance (``schemas.read_provenance``), or None if it failed.
+        failure: Why the shard failed for good, in one line; None if it did not.
+        n_attempts: How often it was begun in this run; 0 where a checkpoint was used.
+    """
+
+    observations: pa.Table | None
+    failure: str | None = None
+    n_attempts: int = 1
+
+
+OnShard = Callable[[int, ShardResult], None]
+
+
+def ignore_shard(_number: int, _result: ShardResult) -> None:
+    """Takes a shard's result and does nothing with it."""
+
+
 class Engine(Protocol):
-    """Runs the pass over the pixels, and the final task. ``close`` frees workers; it may be called twice."""
+    """Runs the pass over the pixels, and the final task; serves one episode after the other, or several at once.
+
+    ``close`` frees workers; it may be called twice.
+    """
 
     name: str
 
-    def describe_models(self) -> dict[str, dict[str, object]]:
-        """Names, digests, dimension and providers of the models, loading them if they are not yet."""
+    def describe_models(self, report: ReportItems = ignore_items) -> dict[str, dict[str, object]]:
+        """Names, digests, dimension and providers of the models, loading them if they are not yet.
 
-    def observe(self, shards: Sequence[pa.Table], report: ReportItems) -> pa.Table:
-        """Observations of all shards, sorted by track and frame. Raises what the worker raises, or EngineError."""
+        ``report`` is called while workers are waited for; what it raises ends the waiting.
+        """
+
+    def observe(
+        self, ep_id: str, video: str, shards: Sequence[pa.Table], report: ReportItems, on_shard: OnShard = ignore_shard
+    ) -> list[ShardResult]:
+        """Observes the shards of one episode.
+
+        Args:
+            ep_id: The episode, for names and counters.
+            video: Path or URL of its video.
+            shards: SAMPLE_SCHEMA each.
+            report: Called often while the pass lasts; what it raises ends the pass.
+            on_shard: Given number and result of each shard as soon as it is done, in any order.
+
+        Returns:
+            One result per shard, in order. A shard whose stretch of video cannot be decoded, or whose worker was lost
+            too often, is a result with a failure.
+
+        Raises:
+            CleanupError: What concerns more than a shard: a model that does not load, a worker that is broken.
+        """
 
     def run_final(self, function: Callable[..., Any], *args: Any) -> Any:
         """Calls a function of the package where the engine runs its tasks and returns its result."""

@@ -72,7 +72,8 @@ class CleanupReport:
         engine: Engine that did the work.
         write_back: Whether files were written back.
         files: What was written, and where the backup lies.
-        observed: Frames and faces of the pass over the pixels.
+        observed: Frames, faces and shards of the pass over the pixels: what was planned and what was done.
+        failed_shards: Shards that failed for good; their tracks are as they were.
         runtime_sec: Seconds from start to end.
     """
 
@@ -90,6 +91,7 @@ class CleanupReport:
     write_back: bool = False
     files: dict[str, Any] = field(default_factory=dict)
     observed: dict[str, int] = field(default_factory=dict)
+    failed_shards: list[dict[str, Any]] = field(default_factory=list)
     runtime_sec: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -123,6 +125,7 @@ class CleanupReport:
             engine=self.engine,
             models=self.models,
             observed=self.observed,
+            failed_shards=self.failed_shards,
             write_back=self.write_back,
             files=self.files,
             warnings=self.warnings,

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from cleanup import schemas
 from cleanup.episode import Episode
 from cleanup.errors import ArtifactError, CleanupError, VideoError
-from cleanup.interfaces import Engine, Facebank, VideoInfo
+from cleanup.interfaces import Engine, Facebank, ShardResult, VideoInfo
 from cleanup.phases.group_clusters import group_clusters
 from cleanup.phases.identity_rows import refresh_identity_figures
-from cleanup.phases.observe import attach_detections, plan_observations
+from cleanup.phases.observe import ObservationPlan, attach_detections, plan_observations
 from cleanup.phases.recluster import recluster
 from cleanup.phases.reembed import reembed
 from cleanup.phases.split_tracks import split_tracks
@@ -175,7 +175,7 @@ def _observe(
     engine, video = context.engine, context.video
     assert engine is not None and video is not None
     check_video(episode, video)
-    report.models = engine.describe_models()
+    report.models = engine.describe_models(counter)
     report.engine = engine.name
     recogniser = report.models["recogniser"]
     report.warnings += [str(model["note"]) for model in report.models.values() if "note" in model]
@@ -186,15 +186,58 @@ def _observe(
             "add reembed to the actions or use the same model"
         )
     plan = plan_observations(episode, context.settings.observe, video.width, video.height, video.fps)
-    observations = engine.observe(plan.tables(), counter)
-    report.observed = {
+    tables = plan.tables()
+    results = engine.observe(episode.ep_id, video.path, tables, counter)
+    seen = [r.observations for r in results if r.observations is not None]
+    if not seen:
+        raise VideoError(f"{episode.ep_id}: no part of the video could be looked at; {results[0].failure}")
+    observations = schemas.merge_observations(seen)
+    report.observed = _describe_pass(plan, results)
+    median = _measure_same_faces(episode, observations, recogniser, video, report)
+    failed = [(table, result) for table, result in zip(tables, results, strict=True) if result.failure is not None]
+    if failed and (episode.dimension not in (None, recogniser["dimension"]) or median < _MIN_MEDIAN_SIMILARITY):
+        raise VideoError(
+            f"{failed[0][1].failure}; its tracks cannot be left as they are, because their embeddings are of another "
+            f"model than {recogniser['name']}"
+        )
+    report.failed_shards = [_describe_failure(table, str(result.failure)) for table, result in failed]
+    report.warnings += [
+        f"tracks {f['tracks']} (frames {f['first_frame']} to {f['last_frame']}) are left as they were: {f['reason']}"
+        for f in report.failed_shards
+    ]
+    unseen = frozenset(t for f in report.failed_shards for t in f["tracks"])
+    return episode.replace(observations=observations, unseen_tracks=unseen)
+
+
+def _describe_pass(plan: ObservationPlan, results: Sequence[ShardResult]) -> dict[str, int]:
+    """The report's figures on the pass over the pixels: what was planned, and what was done in this run for it."""
+    tables = [(r.observations, r.n_attempts > 0) for r in results if r.observations is not None]
+    fresh = [table for table, is_fresh in tables if is_fresh]
+    provenances = [schemas.read_provenance(table) for table in fresh]
+    return {
         "frames": plan.n_frames,
         "faces": plan.n_faces,
-        "faces_refined": len(observations) - plan.n_faces,
-        "shards": len(plan.shards),
+        "faces_refined": sum(len(table) - schemas.count_sampled(table) for table, _ in tables),
+        "shards": len(results),
+        "shards_from_checkpoints": sum(r.n_attempts == 0 for r in results),
+        "shards_retried": sum(r.n_attempts > 1 for r in results),
+        "shards_failed": sum(r.failure is not None for r in results),
+        "frames_decoded": sum(p.n_frames for p in provenances),
+        "faces_embedded": sum(len(table) - table["embedding"].null_count for table in fresh),
+        "workers": len({p.worker for p in provenances}),
     }
-    _check_same_faces(episode, observations, recogniser, video, report)
-    return episode.replace(observations=observations)
+
+
+def _describe_failure(shard: pa.Table, reason: str) -> dict[str, Any]:
+    """A shard that failed for good, as the report keeps it."""
+    frames = pc.min_max(shard["frame_idx"])
+    tracks = sorted(pc.unique(shard["track_id"]).to_pylist())
+    return {
+        "tracks": tracks,
+        "first_frame": frames["min"].as_py(),
+        "last_frame": frames["max"].as_py(),
+        "reason": reason,
+    }
 
 
 def check_video(episode: Episode, video: VideoInfo) -> None:
@@ -226,12 +269,12 @@ def check_video(episode: Episode, video: VideoInfo) -> None:
             )
 
 
-def _check_same_faces(
+def _measure_same_faces(
     episode: Episode, observations: pa.Table, recogniser: Mapping[str, Any], video: VideoInfo, report: CleanupReport
-) -> None:
-    """Compares re-embedded faces with those on disk: a video that only looks right is found out here."""
+) -> float:
+    """Median similarity of re-embedded faces to those on disk: a video that only looks right is found out here."""
     if episode.dimension != recogniser["dimension"]:
-        return
+        return 1.0
     seen = observations.filter(pc.is_valid(observations["embedding"]))
     place = {
         key: i for i, key in enumerate(zip(seen["track_id"].to_pylist(), seen["frame_idx"].to_pylist(), strict=True))
@@ -240,12 +283,12 @@ def _check_same_faces(
     keys = zip(faces["track_id"].to_pylist(), faces["frame_idx"].to_pylist(), strict=True)
     pairs = [(i, place[key]) for i, key in enumerate(keys) if key in place]
     if not pairs:
-        return
+        return 1.0
     old, new = (np.array(side) for side in zip(*pairs, strict=True))
     similarity = (schemas.embeddings_of(faces)[old] * schemas.embeddings_of(seen)[new]).sum(axis=1)
     median = float(np.median(similarity))
     if median >= _MIN_MEDIAN_SIMILARITY:
-        return
+        return median
     if episode.embedding_model == recogniser["name"]:
         raise VideoError(
             f"{video.path}: the faces at the boxes of {episode.ep_id} are not those in faces.jsonl (median similarity "
@@ -254,3 +297,4 @@ def _check_same_faces(
     report.warnings.append(
         f"re-embedded faces have a median similarity of {median:.2f} to those on disk: another model, or another video"
     )
+    return median

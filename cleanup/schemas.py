@@ -7,15 +7,20 @@ the line or object a row was read from, so that fields nobody here knows survive
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 BBOX = pa.list_(pa.float64(), 4)
 LANDMARKS = pa.list_(pa.float64(), 10)
+_PROVENANCE = b"cleanup.provenance"
 
 TRACK_SCHEMA = pa.schema(
     [
@@ -131,6 +136,43 @@ def observation_schema(dimension: int) -> pa.Schema:
             ("reject_reason", pa.string()),
         ]
     )
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where observations come from.
+
+    Attributes:
+        worker: Made up anew each time a worker loads its models, so counting them counts the loads.
+        models: What the worker says about its models.
+        n_frames: Frames it decoded for these rows.
+    """
+
+    worker: str
+    models: dict[str, dict[str, object]]
+    n_frames: int
+
+
+def write_provenance(observations: pa.Table, provenance: Provenance) -> pa.Table:
+    """The table with its provenance as schema metadata."""
+    content = orjson.dumps(dataclasses.asdict(provenance), option=orjson.OPT_SORT_KEYS)
+    return observations.replace_schema_metadata({_PROVENANCE: content})
+
+
+def read_provenance(observations: pa.Table) -> Provenance:
+    """The provenance that ``write_provenance`` wrote."""
+    return Provenance(**orjson.loads(observations.schema.metadata[_PROVENANCE]))
+
+
+def merge_observations(tables: Sequence[pa.Table]) -> pa.Table:
+    """Observation tables as one, sorted by track and frame, without provenance."""
+    merged = pa.concat_tables([t.replace_schema_metadata(None) for t in tables])
+    return merged.sort_by([("track_id", "ascending"), ("frame_idx", "ascending")])
+
+
+def count_sampled(samples: pa.Table) -> int:
+    """How many rows of a shard are embedded in any case."""
+    return int(pc.sum(samples["is_sampled"]).as_py() or 0)
 
 
 def build_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -507,6 +507,42 @@ class OutputSettings:
 
 
 @dataclass(frozen=True)
+class ClusterSettings:
+    """The pool of Ray actors. Zero leaves a size to what the cluster has."""
+
+    gpus_per_actor: float = _setting(
+        0.0,
+        "GPUs an actor holds: whole ones, or a fraction that divides 1; 0 is one where the cluster has GPUs and the "
+        "device may use them",
+        env="CLEANUP_GPUS_PER_ACTOR",
+        at_least=0.0,
+        option=True,
+    )
+    cpus_per_actor: float = _setting(
+        0.0,
+        "CPUs an actor holds; 0 is its share of the CPUs beside its GPU, and one without a GPU",
+        env="CLEANUP_CPUS_PER_ACTOR",
+        at_least=0.0,
+        option=True,
+    )
+    memory_per_actor: float = _setting(
+        0.0,
+        "memory an actor reserves; 0 reserves none",
+        env="CLEANUP_MEMORY_PER_ACTOR",
+        at_least=0.0,
+        unit="GiB",
+        option=True,
+    )
+    min_actors: int = _setting(0, "actors that are kept while there is nothing to do", at_least=0, option=True)
+    max_actors: int = _setting(
+        0, "actors at the most; 0 is as many as the cluster can hold when it is grown", at_least=0, option=True
+    )
+    shard_retries: int = _setting(
+        3, "how often a shard is begun again after its worker was lost", at_least=0, option=True
+    )
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings of a run, by phase."""
 
@@ -518,6 +554,7 @@ class Settings:
     group_clusters: GroupClustersSettings = GroupClustersSettings()
     seeds: SeedSettings = SeedSettings()
     output: OutputSettings = OutputSettings()
+    cluster: ClusterSettings = ClusterSettings()
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def observed(shared: Path, request: pytest.FixtureRequest) -> Episode:
     with VideoFrames(paths.video) as video:
         info = video.info
     plan = plan_observations(episode, settings.settings.observe, info.width, info.height, info.fps)
-    engine = build_engine(settings, str(paths.video))
+    engine = build_engine(settings)
     return episode.replace(observations=engine.observe(plan.tables(), lambda done, total, message="": None))
 
 

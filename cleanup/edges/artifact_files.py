@@ -67,5 +67,9 @@ class EpisodePaths:
         return self.root / "runs" / self.ep_id
 
     @property
-    def facebank(self) -> Path:
-        return self.root / "facebank" / "postgres"
+    def checkpoints(self) -> Path:
+        return self.runs / "shards"
+
+    @property
+    def finished(self) -> Path:
+        return self.runs / "finished.json"

@@ -7,12 +7,15 @@ from typing import Any
 
 import pyarrow as pa
 
+from cleanup import schemas
 from cleanup.edges.observation_worker import ObservationWorker, WorkerSpec
-from cleanup.progress import ReportItems
+from cleanup.errors import VideoError
+from cleanup.interfaces import OnShard, ShardResult, ignore_shard
+from cleanup.progress import ReportItems, ignore_items
 
 
 class LocalEngine:
-    """Engine of the laptop; see ``cleanup.interfaces.Engine``.
+    """Engine of the laptop; see ``cleanup.interfaces.Engine``. Serves one episode at a time.
 
     Args:
         spec: What the worker loads, on first use.
@@ -29,29 +32,36 @@ class LocalEngine:
             self._worker = ObservationWorker(self._spec)
         return self._worker
 
-    def describe_models(self) -> dict[str, dict[str, object]]:
+    def describe_models(self, report: ReportItems = ignore_items) -> dict[str, dict[str, object]]:  # noqa: ARG002 -- the contract's
         return self._loaded().describe_models()
 
-    def observe(self, shards: Sequence[pa.Table], report: ReportItems) -> pa.Table:
-        total = sum(_n_faces(shard) for shard in shards)
+    def observe(
+        self,
+        ep_id: str,  # noqa: ARG002 -- the contract's
+        video: str,
+        shards: Sequence[pa.Table],
+        report: ReportItems,
+        on_shard: OnShard = ignore_shard,
+    ) -> list[ShardResult]:
+        total = sum(schemas.count_sampled(shard) for shard in shards)
+        results: list[ShardResult] = []
         done = 0
-        tables = []
-        for shard in shards:
-            tables.append(self._loaded().observe(shard, lambda n, base=done: report(base + n, total)))  # type: ignore[misc]
-            done += _n_faces(shard)
-        return merge_observations(tables)
+        for number, shard in enumerate(shards):
+            try:
+                table = self._loaded().observe(video, shard, lambda n, base=done: report(base + n, total))  # type: ignore[misc]
+                result = ShardResult(table)
+            except VideoError as error:
+                result = ShardResult(None, str(error))
+            results.append(result)
+            on_shard(number, result)
+            done += schemas.count_sampled(shard)
+            report(done, total)
+        return results
 
     def run_final(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
     def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
         self._worker = None
-
-
-def _n_faces(shard: pa.Table) -> int:
-    return int(sum(shard["is_sampled"].to_pylist()))
-
-
-def merge_observations(tables: Sequence[pa.Table]) -> pa.Table:
-    """Observation tables as one, sorted by track and frame."""
-    return pa.concat_tables(tables).sort_by([("track_id", "ascending"), ("frame_idx", "ascending")])

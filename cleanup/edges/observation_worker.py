@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,6 @@ class WorkerSpec:
     """Plain values a worker is built from; they cross process boundaries.
 
     Attributes:
-        video: Path of the video.
         models: Where the models are and where they run.
         n_threads: Threads for decoding and image work; 0 means all cores.
         min_confidence: Confidence from which a detection counts.
@@ -41,7 +41,6 @@ class WorkerSpec:
         refine_below: Similarity of neighbouring samples below which the boxes between them are embedded too.
     """
 
-    video: str
     models: ModelSpec
     n_threads: int
     min_confidence: float
@@ -74,6 +73,8 @@ class ObservationWorker:
         if spec.n_threads:
             cv2.setNumThreads(spec.n_threads)
         self._models = load(spec.models)
+        self._id = uuid.uuid4().hex
+        self._video: VideoFrames | None = None
 
     def describe_models(self) -> dict[str, dict[str, object]]:
         """What the report says about the models."""
@@ -84,24 +85,45 @@ class ObservationWorker:
         """Dimension of the recogniser's embeddings."""
         return self._models.recogniser.dimension
 
-    def observe(self, samples: pa.Table, on_faces: Callable[[int], None] | None = None) -> pa.Table:
+    def observe(self, video: str, samples: pa.Table, on_faces: Callable[[int], None] | None = None) -> pa.Table:
         """Observes one shard.
 
         Args:
+            video: Path or URL of the video; it stays open for the next shard of it.
             samples: SAMPLE_SCHEMA, whole lineages, boxes in pixels.
             on_faces: Called with the number of sampled faces dealt with so far.
 
         Returns:
-            ``observation_schema`` rows: all sampled boxes, and those between two neighbours that disagree
-            (``is_sampled`` false). A face that could not be looked at has a reject_reason and no embedding.
+            ``observation_schema`` rows with provenance: all sampled boxes, and those between two neighbours that
+            disagree (``is_sampled`` false). A face that could not be looked at has a reject_reason and no embedding.
 
         Raises:
             VideoError: A frame cannot be decoded.
             ModelError: Landmarks are missing and the folder has no detector.
         """
-        shard = _ShardPass(self._spec, self._models, on_faces)
-        with VideoFrames(Path(self._spec.video), self._spec.n_threads) as video:
-            return shard.run(samples, video)
+        frames = self._open(video)
+        n_before = frames.n_decoded
+        try:
+            table = _ShardPass(self._spec, self._models, on_faces).run(samples, frames)
+        except BaseException:
+            self.close()
+            raise
+        provenance = schemas.Provenance(self._id, self.describe_models(), frames.n_decoded - n_before)
+        return schemas.write_provenance(table, provenance)
+
+    def _open(self, video: str) -> VideoFrames:
+        """The video, indexed once for all its shards."""
+        path = Path(video)
+        if self._video is None or self._video.path != path:
+            self.close()
+            self._video = VideoFrames(path, self._spec.n_threads)
+        return self._video
+
+    def close(self) -> None:
+        """Releases the video."""
+        if self._video is not None:
+            self._video.close()
+        self._video = None
 
 
 def read_ahead(items: Iterator[_T], depth: int) -> Iterator[_T]:

@@ -145,6 +145,17 @@ class PostgresFacebank:
                 raise FacebankError(f"show {show!r} has no person {person_id!r}; cleanup facebank list shows them")
         return n_seeds
 
+    def compute_digest(self, show: str) -> str:
+        """Digest of a show's people and seeds: it changes with anything that may change a match."""
+        with self._transaction() as connection:
+            row = connection.execute(
+                "SELECT md5(coalesce(string_agg(concat_ws('|', p.person_id, p.name, s.image_sha256, s.model_sha256, "
+                "md5(s.embedding::text)), ';' ORDER BY p.person_id, s.model_sha256, s.image_sha256), '')) "
+                "FROM people p LEFT JOIN seeds s USING (show, person_id) WHERE p.show = %s",
+                (show,),
+            ).fetchone()
+        return str(row[0]) if row else ""
+
     def match(self, show: str, model: str, centroids: NDArray[np.float32]) -> list[PersonMatch]:
         """See ``cleanup.interfaces.Facebank``: one exact scan of the show's seeds for all centroids."""
         with self._transaction() as connection:

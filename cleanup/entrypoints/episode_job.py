@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +20,30 @@ from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import find_violations, read_episode
 from cleanup.edges.artifact_writing import render_episode, same_json
 from cleanup.edges.face_images import ImageFolder, save_images
+from cleanup.edges.finished_run import compute_fingerprint, read_finished, write_finished
 from cleanup.edges.local_workers import LocalEngine
 from cleanup.edges.observation_worker import WorkerSpec
-from cleanup.edges.onnx_models import ModelSpec, find_model_files, resolve_model_directory
+from cleanup.edges.onnx_models import (
+    ModelFiles,
+    ModelSpec,
+    find_model_files,
+    resolve_model_directory,
+    sha256_of_file,
+)
 from cleanup.edges.postgres_facebank import PostgresFacebank, open_facebank
 from cleanup.edges.progress_file import ProgressFile
+from cleanup.edges.shard_checkpoints import CheckpointedEngine, compute_pass_key
 from cleanup.edges.track_metrics import update_track_metrics
 from cleanup.edges.video_frames import VideoFrames
 from cleanup.edges.write_back import commit, hold_episode, stage, write_synced
 from cleanup.episode import Episode, check_ep_id, show_of
 from cleanup.errors import CleanupError, SettingsError, VideoError
-from cleanup.interfaces import Engine, VideoInfo
+from cleanup.interfaces import Engine
 from cleanup.progress import PhaseProgress, ReportProgress
 from cleanup.report import CleanupReport
 from cleanup.resolve_settings import ResolvedSettings
 from cleanup.run import PHASES, PIXEL_PHASES, RunContext, run
+from cleanup.settings import SPECS
 
 DATA_ROOT_VARIABLE = "SCREENALYTICS_DATA_ROOT"
 DEFAULT_DATA_ROOT = "data"
@@ -49,6 +61,8 @@ class EpisodeJob:
         video: Video given explicitly, or None for the one under the data root.
         write_back: Whether artifacts are replaced.
         progress_file: Where progress goes, or None for the usual place.
+        is_resume: Whether checkpointed shards are used.
+        skips_unchanged: Whether nothing is done where the last finished run depended on the very same inputs.
     """
 
     ep_id: str
@@ -58,6 +72,8 @@ class EpisodeJob:
     video: Path | None = None
     write_back: bool = False
     progress_file: Path | None = None
+    is_resume: bool = True
+    skips_unchanged: bool = False
 
     @property
     def paths(self) -> EpisodePaths:
@@ -87,29 +103,85 @@ def _nobody_stops() -> bool:
     return False
 
 
+class Tools:
+    """What several episodes may share: the engine with its loaded models, and the Facebank. Made on first use.
+
+    Use it as a context manager; threads may share it.
+
+    Args:
+        settings: Settings of the run.
+        out_root: Data root.
+    """
+
+    def __init__(self, settings: ResolvedSettings, out_root: Path) -> None:
+        self._settings, self._out_root = settings, out_root
+        self._lock = threading.Lock()
+        self._stack = contextlib.ExitStack()
+        self._engine: Engine | None = None
+        self._facebank: PostgresFacebank | None = None
+
+    def __enter__(self) -> Tools:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that the settings ask for."""
+        with self._lock:
+            if self._engine is None:
+                self._engine = build_engine(self._settings)
+                self._stack.callback(self._engine.close)
+            return self._engine
+
+    @property
+    def facebank(self) -> PostgresFacebank | None:
+        """The Facebank, or None where the embedded one was never made."""
+        with self._lock:
+            dsn, folder = self._settings.settings.group_clusters.facebank_dsn, facebank_folder(self._out_root)
+            if self._facebank is None and (dsn or folder.exists()):
+                facebank = self._stack.enter_context(open_facebank(dsn, folder))
+                facebank.check()
+                self._facebank = facebank
+            return self._facebank
+
+
 def run_episode_job(
     job: EpisodeJob,
     on_progress: ReportProgress | None = None,
     is_stop_requested: Callable[[], bool] = _nobody_stops,
+    tools: Tools | None = None,
 ) -> dict[str, Any]:
     """Runs a job: lock, read, refine, check, and with write-back replace the episode's files in one commit.
 
     Args:
         job: What is asked for.
         on_progress: Told where the run stands, beside the progress file.
-        is_stop_requested: Whether what just failed failed because of an interrupt; decides what progress says.
+        is_stop_requested: Asked at every step of progress; a run that is stopped, or fails because of an interrupt,
+            says "canceled".
+        tools: Engine and Facebank shared with other runs; None makes them for this run.
 
     Returns:
-        The report, as it was written.
+        The report, as it was written; with ``unchanged`` true, the last run's, if nothing was to be done.
 
     Raises:
+        KeyboardInterrupt: A stop was asked for.
         CleanupError: Of any kind; the episode's files are as they were.
     """
     check_ep_id(job.ep_id)
     paths = job.paths
     if not paths.manifests.is_dir():
         read_episode(paths)  # raises: it knows best what to say
-    with hold_episode(paths):
+    with contextlib.ExitStack() as stack:
+        if tools is None:
+            tools = stack.enter_context(Tools(job.settings, job.out_root))
+        stack.enter_context(hold_episode(paths))
+        inputs = _Inputs(job, tools)
+        if job.skips_unchanged:
+            finished = read_finished(paths, inputs.compute_fingerprint())
+            if finished is not None:
+                return {**finished, "unchanged": True}
         run_id = _new_run_id()
         run_folder = paths.runs / run_id
         run_folder.mkdir(parents=True)
@@ -120,15 +192,18 @@ def run_episode_job(
             progress(event)
             if on_progress is not None:
                 on_progress(event)
+            if is_stop_requested():
+                raise KeyboardInterrupt
 
         try:
-            report = _run_locked(job, run_id, tell)
+            report = _run_locked(job, run_id, inputs, tools, tell)
         except BaseException as error:
             if is_stop_requested() or isinstance(error, KeyboardInterrupt):
                 progress.fail("interrupted; no file is half written", is_canceled=True)
             else:
                 progress.fail(str(error) if isinstance(error, CleanupError) else f"{type(error).__name__}: {error}")
             raise
+        write_finished(paths, inputs.compute_fingerprint(), report)
         progress.finish(report)
         return report
 
@@ -137,92 +212,151 @@ def _new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}Z-{os.getpid()}"
 
 
-def _run_locked(job: EpisodeJob, run_id: str, tell: ReportProgress) -> dict[str, Any]:
+class _Inputs:
+    """What a run depends on beside the episode's artifacts, each looked up once."""
+
+    def __init__(self, job: EpisodeJob, tools: Tools) -> None:
+        self._job, self._tools = job, tools
+
+    @cached_property
+    def video(self) -> Path | None:
+        """The video if a phase needs pixels; without one the gate works on what faces.jsonl holds."""
+        job = self._job
+        if not PIXEL_PHASES & set(job.actions):
+            return None
+        path = job.video or job.paths.video
+        if job.video is None and not path.exists():
+            if "reembed" in job.actions:
+                raise VideoError(f"{path}: no video, and reembed needs it; give one with --video")
+            return None
+        return path.absolute()
+
+    @cached_property
+    def video_sha256(self) -> str:
+        """Digest of the video."""
+        assert self.video is not None
+        if not self.video.is_file():
+            raise VideoError(f"{self.video}: no such video; give it with --video")
+        return sha256_of_file(self.video)
+
+    @cached_property
+    def models(self) -> ModelFiles:
+        """The model files."""
+        return find_model_files(resolve_model_directory(self._job.settings.settings.observe.models))
+
+    @cached_property
+    def model_sha256(self) -> list[str]:
+        """Digests of the model files."""
+        files = (self.models.recogniser, self.models.detector)
+        return [sha256_of_file(path) for path in files if path is not None]
+
+    @cached_property
+    def facebank(self) -> PostgresFacebank | None:
+        """The Facebank, if people are to be named and it is there."""
+        return self._tools.facebank if "group_clusters" in self._job.actions else None
+
+    @property
+    def show(self) -> str:
+        """Show whose people are looked up."""
+        return self._job.settings.settings.group_clusters.show or show_of(self._job.ep_id)
+
+    def compute_fingerprint(self) -> str:
+        """Digest of all a run depends on, as it is now."""
+        settings = self._job.settings.describe()
+        values = {name: [entry["value"], entry.get("auto")] for name, entry in settings.items()}
+        inputs = {
+            "actions": self._job.actions,
+            "write_back": self._job.write_back,
+            "settings": {k: v for k, v in values.items() if SPECS[k].section != "cluster"},
+            "video": self.video_sha256 if self.video is not None else None,
+            "models": self.model_sha256 if self.video is not None else None,
+            "facebank": self.facebank.compute_digest(self.show) if self.facebank is not None else None,
+        }
+        return compute_fingerprint(self._job.paths, inputs)
+
+
+def _run_locked(job: EpisodeJob, run_id: str, inputs: _Inputs, tools: Tools, tell: ReportProgress) -> dict[str, Any]:
     started = time.monotonic()
-    paths, settings = job.paths, job.settings.settings
-    episode = read_episode(paths)
+    settings = job.settings.settings
+    episode = read_episode(job.paths)
     report = CleanupReport(job.ep_id, run_id, profile=job.settings.profile, write_back=job.write_back)
     report.settings = job.settings.describe()
-    video = _open_video(job, report)
-    with contextlib.ExitStack() as stack:
-        facebank, note = _open_facebank(job, stack)
-        engine: Engine | None = None
-        model = None
-        if video is not None:
-            engine = build_engine(job.settings, video.path)
-            stack.callback(engine.close)
-        if video is not None or (facebank is not None and episode.embedding_model is None):
-            model = find_model_files(resolve_model_directory(settings.observe.models)).recogniser.stem
-        context = RunContext(
-            settings, engine, video, facebank, note, settings.group_clusters.show or show_of(job.ep_id), model
-        )
-        refined = run(episode, job.actions, context, tell, report)
-    output = settings.output
-    if output.save_crops or output.save_frames:
-        refined = _save_images(job, run_id, refined, video)
-    report.engine = report.engine or "none"
-    return _finish(job, run_id, refined, report, started)
-
-
-def _open_video(job: EpisodeJob, report: CleanupReport) -> VideoInfo | None:
-    """Facts of the video if a phase needs pixels; without a video the gate works on what faces.jsonl holds."""
-    if not PIXEL_PHASES & set(job.actions):
-        return None
-    path = job.video or job.paths.video
-    if job.video is None and not path.exists():
-        if "reembed" in job.actions:
-            raise VideoError(f"{path}: no video, and reembed needs it; give one with --video")
+    video, engine, model = None, None, None
+    if inputs.video is not None:
+        with VideoFrames(inputs.video) as frames:
+            video = frames.info
+        engine = _checkpointed(job, inputs, tools)
+    elif PIXEL_PHASES & set(job.actions):
         report.warnings.append(
-            f"no video at {path}: split_tracks worked on the embeddings of faces.jsonl, to which blur and turned "
-            "heads look more like changes"
+            f"no video at {job.paths.video}: split_tracks worked on the embeddings of faces.jsonl, to which blur and "
+            "turned heads look more like changes"
         )
-        return None
-    with VideoFrames(path) as frames:
-        return frames.info
-
-
-def _open_facebank(job: EpisodeJob, stack: contextlib.ExitStack) -> tuple[PostgresFacebank | None, str]:
-    if "group_clusters" not in job.actions:
-        return None, ""
-    dsn = job.settings.settings.group_clusters.facebank_dsn
-    if not dsn and not job.paths.facebank.exists():
-        return None, (
+    if video is not None or (inputs.facebank is not None and episode.embedding_model is None):
+        model = inputs.models.recogniser.stem
+    note = ""
+    if inputs.facebank is None and "group_clusters" in job.actions:
+        note = (
             f"there is no Facebank under {job.out_root} yet, so nobody was named; enrol people with: "
             "cleanup facebank enroll --show SHOW DIR"
         )
-    facebank = stack.enter_context(open_facebank(dsn, job.paths.facebank))
-    facebank.check()
-    return facebank, ""
+    context = RunContext(settings, engine, video, inputs.facebank, note, inputs.show, model)
+    refined = run(episode, job.actions, context, tell, report)
+    output = settings.output
+    if output.save_crops or output.save_frames:
+        refined = _save_images(job, run_id, refined, inputs.video)
+    report.engine = report.engine or "none"
+    record = _finish(job, run_id, refined, report, started)
+    if engine is not None:
+        engine.remove_unused()
+    return record
 
 
-def _save_images(job: EpisodeJob, run_id: str, episode: Episode, video: VideoInfo | None) -> Episode:
+def _checkpointed(job: EpisodeJob, inputs: _Inputs, tools: Tools) -> CheckpointedEngine:
+    """The engine behind the episode's checkpoints; without resume none are there."""
+    folder = job.paths.checkpoints
+    if not job.is_resume and folder.exists():
+        shutil.rmtree(folder)
+    key = compute_pass_key(inputs.video_sha256, inputs.model_sha256, worker_spec(job.settings))
+    return CheckpointedEngine(tools.engine, folder, key)
+
+
+def _save_images(job: EpisodeJob, run_id: str, episode: Episode, video: Path | None) -> Episode:
     """Pictures go beside the artifacts, or without write-back into the run folder."""
-    source = job.video or job.paths.video if video is None else Path(video.path)
+    source = video or job.video or job.paths.video
     folder = job.paths.frames if job.write_back else job.paths.runs / run_id / "frames"
     target = ImageFolder(folder, folder.relative_to(job.out_root).as_posix())
     return save_images(episode, str(source), target, job.settings.settings.output)
 
 
-def build_engine(settings: ResolvedSettings, video: str) -> Engine:
-    """The engine that the settings ask for; ``auto`` is Ray inside a Ray job or with RAY_ADDRESS set, else local."""
+def worker_spec(settings: ResolvedSettings) -> WorkerSpec:
+    """What a worker is built from."""
     observe = settings.settings.observe
     directory = resolve_model_directory(observe.models)
-    spec = WorkerSpec(
-        video=str(Path(video).absolute()),
+    return WorkerSpec(
         models=ModelSpec(str(directory), observe.device, observe.embed_device),
         n_threads=0,
         min_confidence=observe.det_thresh,
         min_iou=observe.det_iou,
         refine_below=settings.settings.split_tracks.gate_soft.value,
     )
+
+
+def choose_engine(settings: ResolvedSettings) -> str:
+    """``local`` or ``ray``; ``auto`` is Ray inside a Ray job or with RAY_ADDRESS set, else local."""
     name = settings.settings.output.engine
     if name == "auto":
         name = "ray" if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID") else "local"
-    if name == "local":
+    return name
+
+
+def build_engine(settings: ResolvedSettings) -> Engine:
+    """The engine that the settings ask for."""
+    spec = worker_spec(settings)
+    if choose_engine(settings) == "local":
         return LocalEngine(spec)
     from cleanup.edges.ray_workers import RayEngine
 
-    return RayEngine(spec)
+    return RayEngine(spec, settings.settings.cluster)
 
 
 def _finish(job: EpisodeJob, run_id: str, after: Episode, report: CleanupReport, started: float) -> dict[str, Any]:
@@ -259,7 +393,7 @@ def _finish(job: EpisodeJob, run_id: str, after: Episode, report: CleanupReport,
         stage(paths, run_id, {report_path: content})
         commit(paths, run_id, [*changed, report_path])
     else:
-        _remove_staged(staged.root)
+        shutil.rmtree(staged.root)
         write_synced(report_path, content)
     return record
 
@@ -271,15 +405,13 @@ def _is_same(path: Path, content: bytes) -> bool:
     return old == content or (path.suffix == ".json" and same_json(old, content))
 
 
-def _remove_staged(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder)
+def facebank_folder(out_root: Path) -> Path:
+    """Where the embedded Facebank of a data root lies."""
+    return out_root / "facebank" / "postgres"
 
 
 @contextlib.contextmanager
 def facebank_of(settings: ResolvedSettings, out_root: Path) -> Iterator[PostgresFacebank]:
     """The Facebank of a data root, or of the server the settings name."""
-    folder = out_root / "facebank" / "postgres"
-    with open_facebank(settings.settings.group_clusters.facebank_dsn, folder) as facebank:
+    with open_facebank(settings.settings.group_clusters.facebank_dsn, facebank_folder(out_root)) as facebank:
         yield facebank

@@ -16,7 +16,7 @@ from cleanup.phases.track_samples import group_rows
 from cleanup.settings import ObserveSettings
 
 _BUFFER_FPS = 30.0
-# Faces per shard: a few seconds of work, so that progress moves and a lost shard costs little.
+# Faces a shard is meant to cost: a few seconds of work, so that progress moves and a lost shard costs little.
 FACES_PER_SHARD = 256
 
 
@@ -96,7 +96,7 @@ class ObservationPlan:
         samples: SAMPLE_SCHEMA in pixels.
         shards: Lineage ids per shard.
         n_faces: Boxes that are embedded in any case.
-        n_frames: Distinct frames that are decoded.
+        n_frames: Frames that are needed, each counted once.
     """
 
     samples: pa.Table
@@ -153,6 +153,8 @@ def plan_observations(
         },
         schema=schemas.SAMPLE_SCHEMA,
     )
-    # Boxes that are not sampled matter only where the step leaves some out.
+    # Boxes between two samples are looked at only if they have landmarks: they are not worth a detection.
+    samples = samples.filter(pc.or_(samples["is_sampled"], pc.is_valid(samples["landmarks"])))
     shards = plan_shards(loads, FACES_PER_SHARD)
-    return ObservationPlan(samples, shards, int(is_sampled.sum()), len(np.unique(frames[is_sampled])))
+    n_frames = len(pc.unique(samples["frame_idx"]))
+    return ObservationPlan(samples, shards, int(is_sampled.sum()), n_frames)

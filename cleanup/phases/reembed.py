@@ -270,6 +270,8 @@ def _write_faces(
     scale = _unscale(episode, judged.table)
     fresh: list[dict[str, Any]] = []
     for i in set(range(len(face_rows))) - set(face_at.values()):
+        if face_rows[i]["track_id"] in episode.unseen_tracks:
+            continue
         face_rows[i].update(embedding=None, embedding_model=None, kept_despite=None, reject_reason="duplicate")
     for i, seen in enumerate(judged.table.to_pylist()):
         place = face_at.get((seen["track_id"], seen["frame_idx"]))
@@ -347,6 +349,8 @@ def _write_pooled(episode: Episode, pooling: PoolingSettings, model: str) -> Epi
     n_faces = Counter(episode.embedded_faces["track_id"].to_pylist())
     rows = episode.tracks.to_pylist()
     for row in rows:
+        if row["track_id"] in episode.unseen_tracks:
+            continue
         track = pooled.get(row["track_id"])
         row["pooled_embedding"] = None if track is None else track.vector
         row["pooled_model"] = None if track is None else model

@@ -126,7 +126,7 @@ def observe_scene(root: Path, truth_file: Path, settings: ResolvedSettings) -> S
     with VideoFrames(paths.video) as video:
         info = video.info
     plan = plan_observations(episode, settings.settings.observe, info.width, info.height, info.fps)
-    engine = build_engine(settings, str(paths.video))
+    engine = build_engine(settings)
     assert isinstance(engine, LocalEngine)
     seen = engine.observe(plan.tables(), lambda done, total, message="": None)
     engine.close()

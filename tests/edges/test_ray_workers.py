@@ -76,7 +76,7 @@ def test_an_error_in_an_actor_is_the_workers_own(drawn: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("session_ray")
 def test_an_error_keeps_its_kind_on_its_way_home(drawn: Path) -> None:
-    spec = WorkerSpec(str(drawn / "none.mp4"), ModelSpec(str(drawn / "models"), "cpu"), 1, 0.5, 0.5, 0.7)
+    spec = WorkerSpec(ModelSpec(str(drawn / "models"), "cpu"), 1, 0.5, 0.5, 0.7)
     engine = RayEngine(spec)
 
     with pytest.raises(VideoError, match="no such thing"):

@@ -1,0 +1,58 @@
+"""The record of an episode's last finished run: a digest of all it depended on, so that nothing is done twice."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from cleanup.edges.artifact_files import EpisodePaths
+from cleanup.edges.write_back import write_synced
+
+
+@functools.cache
+def _digest_of_code() -> str:
+    """Digest of this package's source: another version may give another result."""
+    package = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _digest_of(path: Path) -> str | None:
+    if not path.exists():
+        return None
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def compute_fingerprint(paths: EpisodePaths, inputs: Mapping[str, Any]) -> str:
+    """Digest of an episode's artifacts as they are on disk, and of everything else a run depends on.
+
+    Args:
+        paths: The episode.
+        inputs: The rest: actions, settings, digests of video, models and Facebank; plain JSON values.
+    """
+    files = (paths.tracks, paths.faces, paths.embeddings, paths.identities, paths.detections, paths.track_metrics)
+    record = {"code": _digest_of_code(), "files": [_digest_of(path) for path in files], **inputs}
+    return hashlib.sha256(orjson.dumps(record, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def write_finished(paths: EpisodePaths, fingerprint: str, report: Mapping[str, Any]) -> Path:
+    """Notes that a run has finished and what it left."""
+    content = orjson.dumps({"fingerprint": fingerprint, "report": report}, option=orjson.OPT_INDENT_2)
+    write_synced(paths.finished, content)
+    return paths.finished
+
+
+def read_finished(paths: EpisodePaths, fingerprint: str) -> dict[str, Any] | None:
+    """The report of the last finished run if it depended on just this, else None."""
+    if not paths.finished.exists():
+        return None
+    record = orjson.loads(paths.finished.read_bytes())
+    return record["report"] if record["fingerprint"] == fingerprint else None

@@ -1,0 +1,115 @@
+"""Checkpoints of finished shards: Arrow files in the episode's run folder, so that a run that was cut off goes on.
+
+The key of a shard is a digest of all that its observations depend on: the video, its samples, the models and the
+settings of the pass. A changed input has another key, so a checkpoint is never used for what it was not made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.ipc
+
+from cleanup import schemas
+from cleanup.edges.observation_worker import WorkerSpec
+from cleanup.edges.write_back import write_synced
+from cleanup.errors import ArtifactError, first_line
+from cleanup.interfaces import Engine, OnShard, ShardResult, ignore_shard
+from cleanup.progress import ReportItems, ignore_items
+
+# Goes up when observations are made in another way from the same inputs.
+_FORMAT = 1
+
+
+def compute_pass_key(video_sha256: str, model_sha256: Sequence[str], spec: WorkerSpec) -> str:
+    """Digest of what all shards of a pass have in common."""
+    inputs = {
+        "format": _FORMAT,
+        "video": video_sha256,
+        "models": sorted(model_sha256),
+        "devices": [spec.models.device, spec.models.embed_device],
+        "settings": [spec.min_confidence, spec.min_iou, spec.refine_below],
+    }
+    return hashlib.sha256(orjson.dumps(inputs, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def compute_shard_key(samples: pa.Table) -> str:
+    """Digest of a shard's samples."""
+    return hashlib.sha256(orjson.dumps(samples.to_pydict())).hexdigest()[:32]
+
+
+class CheckpointedEngine:
+    """An engine that does no shard again that is checkpointed; see ``cleanup.interfaces.Engine``.
+
+    Args:
+        engine: Does the rest; its owner closes it.
+        folder: Where the checkpoints of the episode lie.
+        pass_key: ``compute_pass_key``.
+    """
+
+    def __init__(self, engine: Engine, folder: Path, pass_key: str) -> None:
+        self._engine, self._folder, self._pass_key = engine, folder, pass_key
+        self._used: set[Path] = set()
+        self.name = engine.name
+
+    def describe_models(self, report: ReportItems = ignore_items) -> dict[str, dict[str, object]]:
+        for path in sorted(self._folder.glob(f"{self._pass_key}-*.arrow")):
+            return schemas.read_provenance(_read(path)).models
+        return self._engine.describe_models(report)
+
+    def observe(
+        self, ep_id: str, video: str, shards: Sequence[pa.Table], report: ReportItems, on_shard: OnShard = ignore_shard
+    ) -> list[ShardResult]:
+        paths = [self._folder / f"{self._pass_key}-{compute_shard_key(shard)}.arrow" for shard in shards]
+        self._used.update(paths)
+        results = {i: ShardResult(_read(path), None, 0) for i, path in enumerate(paths) if path.exists()}
+        for i, result in results.items():
+            on_shard(i, result)
+        missing = [i for i in range(len(shards)) if i not in results]
+        ready = sum(schemas.count_sampled(shards[i]) for i in results)
+
+        def keep(number: int, result: ShardResult) -> None:
+            if result.observations is not None:
+                self._write(paths[missing[number]], result.observations)
+            on_shard(missing[number], result)
+
+        def tell(done: int, total: int, message: str = "") -> None:
+            report(ready + done, ready + total, message)
+
+        if missing:
+            fresh = self._engine.observe(ep_id, video, [shards[i] for i in missing], tell, keep)
+            results.update(zip(missing, fresh, strict=True))
+        return [results[i] for i in range(len(shards))]
+
+    def run_final(self, function: Callable[..., Any], *args: Any) -> Any:
+        return self._engine.run_final(function, *args)
+
+    def close(self) -> None:
+        """Nothing: the engine belongs to whoever made it."""
+
+    def remove_unused(self) -> None:
+        """Removes checkpoints that the finished run had no use for."""
+        for path in self._folder.glob("*.arrow"):
+            if path not in self._used:
+                path.unlink()
+
+    def _write(self, path: Path, table: pa.Table) -> None:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_synced(path, sink.getvalue().to_pybytes())
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pa.ipc.open_file(pa.BufferReader(path.read_bytes())).read_all()
+    except pa.ArrowInvalid as error:
+        raise ArtifactError(
+            f"{path}: not a readable checkpoint ({first_line(error)}); delete it, or use --no-resume"
+        ) from error
