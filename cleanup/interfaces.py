@@ -55,6 +55,10 @@ class Engine(Protocol):
 
     name: str
 
+    @property
+    def n_model_loads(self) -> int:
+        """How often workers loaded models."""
+
     def describe_models(self, report: ReportItems = ignore_items) -> dict[str, dict[str, object]]:
         """Names, digests, dimension and providers of the models, loading them if they are not yet.
 

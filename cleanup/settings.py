@@ -543,6 +543,26 @@ class ClusterSettings:
 
 
 @dataclass(frozen=True)
+class StorageSettings:
+    """Copies of what lies behind URLs."""
+
+    cache_dir: str = _setting(
+        "~/.cache/episode-cleanup",
+        "folder of each machine for copies of remote videos, models and artifacts",
+        env="CLEANUP_CACHE_DIR",
+        option=True,
+    )
+    cache_size: float = _setting(
+        50.0,
+        "how large the copies of videos and models may grow; the longest unused ones go first",
+        env="CLEANUP_CACHE_SIZE",
+        at_least=0.0,
+        unit="GiB",
+        option=True,
+    )
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings of a run, by phase."""
 
@@ -555,6 +575,7 @@ class Settings:
     seeds: SeedSettings = SeedSettings()
     output: OutputSettings = OutputSettings()
     cluster: ClusterSettings = ClusterSettings()
+    storage: StorageSettings = StorageSettings()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_TIME = re.compile(rb"20\d\d-\d\d-\d\dT[\d:.]+(Z|\+00:00)")
 DOCUMENTED_EP, EMITTED_EP = "show-s01e01", "show-s01e02"
 
 
@@ -137,6 +139,29 @@ def _write(
             entry["locked"] = True
     (manifests / "identities.json").write_text(json.dumps(document, indent=1))
     np.save(root / "embeds" / ep_id / "faces.npy", np.array(rows, np.float32))
+
+
+def copy_episode(root: Path, ep_id: str, new_id: str, target: Path | None = None) -> None:
+    """Copies an episode with its video under another id, and into another data root if one is given."""
+    for folder in ("manifests", "embeds", "videos"):
+        for path in sorted((root / folder / ep_id).iterdir()):
+            copy = (target or root) / folder / new_id / path.name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            content = path.read_bytes()
+            is_text = path.suffix in (".json", ".jsonl")
+            copy.write_bytes(content.replace(ep_id.encode(), new_id.encode()) if is_text else content)
+
+
+def artifacts_of(root: Path, ep_id: str) -> dict[str, bytes]:
+    """The files of an episode that a run may replace, with the times that a run writes blanked."""
+    found = {}
+    for folder in ("manifests", "embeds"):
+        for path in sorted((root / folder / ep_id).iterdir()):
+            if not path.name.startswith("cleanup_"):
+                found[path.name] = (
+                    _TIME.sub(b"TIME", path.read_bytes()) if path.suffix == ".json" else path.read_bytes()
+                )
+    return found
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

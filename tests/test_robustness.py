@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 
+from cleanup import schemas
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import read_episode
 from cleanup.edges.video_frames import VideoFrames
@@ -21,6 +22,7 @@ from cleanup.phases.observe import attach_detections, plan_observations
 from cleanup.phases.recluster import recluster
 from cleanup.phases.reembed import reembed
 from cleanup.phases.split_tracks import split_tracks
+from cleanup.progress import ignore_items
 from cleanup.resolve_settings import resolve_for_run
 from cleanup.settings import Settings, Threshold
 from tests.builders import read_lines
@@ -145,7 +147,9 @@ def observed(shared: Path, request: pytest.FixtureRequest) -> Episode:
         info = video.info
     plan = plan_observations(episode, settings.settings.observe, info.width, info.height, info.fps)
     engine = build_engine(settings)
-    return episode.replace(observations=engine.observe(plan.tables(), lambda done, total, message="": None))
+    results = engine.observe(episode.ep_id, str(paths.video), plan.tables(), ignore_items)
+    seen = [r.observations for r in results if r.observations is not None]
+    return episode.replace(observations=schemas.merge_observations(seen))
 
 
 def bcubed_f(shared: Path, episode: Episode, settings: Settings) -> tuple[float, Episode]:

@@ -26,10 +26,12 @@ class LocalEngine:
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self._worker: ObservationWorker | None = None
+        self.n_model_loads = 0
 
     def _loaded(self) -> ObservationWorker:
         if self._worker is None:
             self._worker = ObservationWorker(self._spec)
+            self.n_model_loads += 1
         return self._worker
 
     def describe_models(self, report: ReportItems = ignore_items) -> dict[str, dict[str, object]]:  # noqa: ARG002 -- the contract's

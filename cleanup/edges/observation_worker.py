@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from cleanup import schemas
 from cleanup.algorithms.box_association import compute_iou_matrix
 from cleanup.algorithms.face_alignment import CROP_SIZE, estimate_pose, estimate_similarity
-from cleanup.edges.onnx_models import DetectedFace, FaceModels, ModelSpec, load_models
+from cleanup.edges.onnx_models import MODEL_SUFFIX, DetectedFace, FaceModels, ModelSpec, load_models
+from cleanup.edges.remote_files import NodeCache, is_url
 from cleanup.edges.video_frames import VideoFrames
 from cleanup.errors import ModelError
 
@@ -35,6 +37,7 @@ class WorkerSpec:
 
     Attributes:
         models: Where the models are and where they run.
+        cache: Where copies of videos and models behind URLs go.
         n_threads: Threads for decoding and image work; 0 means all cores.
         min_confidence: Confidence from which a detection counts.
         min_iou: Overlap with its box from which a detection is the face of a box.
@@ -42,6 +45,7 @@ class WorkerSpec:
     """
 
     models: ModelSpec
+    cache: NodeCache
     n_threads: int
     min_confidence: float
     min_iou: float
@@ -72,9 +76,13 @@ class ObservationWorker:
         self._spec = spec
         if spec.n_threads:
             cv2.setNumThreads(spec.n_threads)
-        self._models = load(spec.models)
+        directory = spec.models.directory
+        if is_url(directory):
+            directory = str(spec.cache.fetch_folder(directory, MODEL_SUFFIX))
+        self._models = load(replace(spec.models, directory=directory))
         self._id = uuid.uuid4().hex
         self._video: VideoFrames | None = None
+        self._source = ""
 
     def describe_models(self) -> dict[str, dict[str, object]]:
         """What the report says about the models."""
@@ -113,10 +121,10 @@ class ObservationWorker:
 
     def _open(self, video: str) -> VideoFrames:
         """The video, indexed once for all its shards."""
-        path = Path(video)
-        if self._video is None or self._video.path != path:
+        if self._video is None or self._source != video:
             self.close()
-            self._video = VideoFrames(path, self._spec.n_threads)
+            path = self._spec.cache.fetch(video) if is_url(video) else Path(video)
+            self._video, self._source = VideoFrames(path, self._spec.n_threads), video
         return self._video
 
     def close(self) -> None:
@@ -126,7 +134,7 @@ class ObservationWorker:
         self._video = None
 
 
-def read_ahead(items: Iterator[_T], depth: int) -> Iterator[_T]:
+def read_ahead(items: Iterator[_T], depth: int) -> Generator[_T, None, None]:
     """Takes items in another thread, up to ``depth`` before they are asked for; errors arrive in their place.
 
     Decoding and embedding both leave the interpreter's lock, so the one goes on while the other works.
@@ -154,9 +162,10 @@ class _ShardPass:
         by_frame: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for row in samples.to_pylist():
             by_frame[row["frame_idx"]].append(row)
-        for frame_idx, image in read_ahead(video.read(by_frame), _FRAMES_AHEAD):
-            for row in by_frame[frame_idx]:
-                self._take(row, image, video.timestamp_s(frame_idx))
+        with contextlib.closing(read_ahead(video.read(by_frame), _FRAMES_AHEAD)) as frames:
+            for frame_idx, image in frames:
+                for row in by_frame[frame_idx]:
+                    self._take(row, image, video.timestamp_s(frame_idx))
         self._flush()
         dimension = self._models.recogniser.dimension
         faces = sorted(self._done, key=lambda f: (f.row["track_id"], f.row["frame_idx"]))

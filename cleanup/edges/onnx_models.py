@@ -28,6 +28,7 @@ PROVIDER_OF_DEVICE = {
     "cuda": "CUDAExecutionProvider",
     "mps": "CoreMLExecutionProvider",
 }
+MODEL_SUFFIX = ".onnx"
 _MIN_DETECTOR_OUTPUTS = 5
 KEEP_ONE = (
     "pip uninstall -y onnxruntime onnxruntime-gpu && pip install --force-reinstall --no-deps onnxruntime-gpu "
@@ -49,7 +50,7 @@ class ModelSpec:
     """Plain values a worker loads models from; safe to send to another process.
 
     Attributes:
-        directory: Folder that holds the ONNX files.
+        directory: Folder that holds the ONNX files, or its URL.
         device: Device of the detector: ``cpu``, ``cuda``, ``mps`` or ``auto``.
         embed_device: Device of the recogniser, or ``same``.
         n_threads: Threads for one session; 0 means all cores.
@@ -82,7 +83,7 @@ def resolve_model_directory(name_or_dir: str) -> Path:
         raise ModelError(f"--models {name_or_dir}: no such folder")
     root = Path("~/.insightface").expanduser()
     pack = root / "models" / name_or_dir
-    if any(pack.glob("*.onnx")):
+    if any(pack.glob(f"*{MODEL_SUFFIX}")):
         return pack
     from insightface.utils import ensure_available
 
@@ -103,7 +104,7 @@ def find_model_files(directory: Path) -> ModelFiles:
         ModelError: The folder holds no recogniser, or more than one of a kind, or a broken file.
     """
     detectors, recognisers = [], []
-    for path in sorted(directory.glob("*.onnx")):
+    for path in sorted(directory.glob(f"*{MODEL_SUFFIX}")):
         kind = _kind_of_model(path)
         if kind == "detector":
             detectors.append(path)

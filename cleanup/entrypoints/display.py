@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,6 +73,119 @@ class _PlainProgress:
             line = f"{event.phase} ({event.phase_index}/{event.phase_total})"
             counts = _counts(event, now - self._started)
             self._console.print(f"{line}: {counts}" if counts else line, highlight=False)
+
+
+@contextmanager
+def show_season(console: Console, *, is_quiet: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A bar for the season and one per episode under way on a terminal, otherwise a line where something changes."""
+    if is_quiet:
+        yield lambda _: None
+    elif console.is_terminal:
+        with Progress(
+            TextColumn("[bold]{task.description:<24}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        ) as display:
+            yield _LiveSeason(display)
+    else:
+        yield _PlainSeason(console)
+
+
+def _place_of(episode: Mapping[str, Any]) -> str:
+    """Where an episode stands, in a few words."""
+    counts = f" {episode['items_done']}/{episode['items_total']}" if episode.get("items_total", 0) > 1 else ""
+    message = f", {episode['message']}" if episode.get("message") else ""
+    return f"{episode['phase']}{counts}{message}" if "phase" in episode else "reading"
+
+
+class _LiveSeason:
+    def __init__(self, display: Progress) -> None:
+        self._display = display
+        self._total = display.add_task("season", total=1.0, note="")
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, season: Mapping[str, Any]) -> None:
+        note = f"{season['episodes_done']}/{season['episodes_total']} episodes"
+        note += f", {season['episodes_failed']} failed" if season["episodes_failed"] else ""
+        self._display.update(self._total, completed=season["progress"], note=note)
+        for ep_id, episode in season["episodes"].items():
+            is_running = episode["state"] == "running"
+            if is_running and ep_id not in self._tasks:
+                self._tasks[ep_id] = self._display.add_task(ep_id, total=1.0, note="")
+            if is_running:
+                self._display.update(self._tasks[ep_id], completed=episode["progress"], note=_place_of(episode))
+            elif ep_id in self._tasks:
+                self._display.remove_task(self._tasks.pop(ep_id))
+                self._display.console.print(_end_of(ep_id, episode), highlight=False)
+
+
+def _end_of(ep_id: str, episode: Mapping[str, Any]) -> str:
+    error = f": {episode['error']}" if episode.get("error") else ""
+    return f"{ep_id}: {episode['state']} after {episode['elapsed_seconds']:.1f} s{error}"
+
+
+class _PlainSeason:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._said: dict[str, str] = {}
+        self._shown = 0.0
+
+    def __call__(self, season: Mapping[str, Any]) -> None:
+        for ep_id, episode in season["episodes"].items():
+            is_over = episode["state"] not in ("queued", "running")
+            word = episode["state"] if is_over else episode.get("phase", episode["state"])
+            if word != self._said.get(ep_id, "queued"):
+                self._said[ep_id] = word
+                line = _end_of(ep_id, episode) if is_over else f"{ep_id}: {_place_of(episode)}"
+                self._console.print(line, highlight=False, soft_wrap=True)
+        now = time.monotonic()
+        if now - self._shown >= _PLAIN_INTERVAL_S and season["state"] == "running":
+            self._shown = now
+            eta = f", {season['eta_seconds']:.0f} s left" if season["eta_seconds"] is not None else ""
+            done = f"{season['episodes_done']}/{season['episodes_total']} episodes"
+            self._console.print(f"season: {season['progress']:.0%}, {done}{eta}", highlight=False)
+
+
+def print_season(console: Console, report: Mapping[str, Any]) -> None:
+    """A line per episode, what failed and why, what was done in all, and where the report is."""
+    table = Table()
+    for heading in ("episode", "state", "tracks", "clusters", "shards done", "seconds"):
+        table.add_column(heading, justify="left" if heading in ("episode", "state") else "right")
+    styles = {"succeeded": "green", "unchanged": "green", "failed": "red", "canceled": "yellow"}
+    for ep_id, episode in report["episodes"].items():
+        seen = episode.get("observed") or {}
+        done = seen.get("shards", 0) - seen.get("shards_from_checkpoints", 0) - seen.get("shards_failed", 0)
+        table.add_row(
+            ep_id,
+            f"[{styles[episode['state']]}]{episode['state']}[/]",
+            *(
+                f"{episode[f'{name}_before']} > {episode[f'{name}_after']}" if "report" in episode else ""
+                for name in ("tracks", "clusters")
+            ),
+            f"{done}/{seen['shards']}" if seen else "",
+            f"{episode['runtime_sec']:.1f}",
+        )
+    console.print(table)
+    for ep_id, episode in report["episodes"].items():
+        if episode["error"]:
+            console.print(f"[bold]{ep_id}[/]: {episode['error']}", highlight=False, soft_wrap=True)
+        for failure in episode.get("failed_shards", []):
+            console.print(
+                f"[yellow]warning:[/yellow] {ep_id}: frames {failure['first_frame']} to {failure['last_frame']} could "
+                f"not be looked at, {len(failure['tracks'])} tracks are left as they were: {failure['reason']}",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
+    totals = report["totals"]
+    by_state = ", ".join(f"{totals[s]} {s}" for s in styles if totals[s])
+    console.print(f"{totals['episodes']} episodes: {by_state}", highlight=False)
+    if totals["unchanged"]:
+        console.print("unchanged: finished before, from the same inputs; --no-resume does them again", highlight=False)
+    if not report["write_back"]:
+        console.print("nothing written back (add --write-back)", highlight=False)
+    console.print(f"report: {report['files']['report']}", highlight=False, soft_wrap=True)
 
 
 def print_report(console: Console, report: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cleanup.edges.data_root import DataRoot
 from cleanup.errors import CleanupError, first_line
 from cleanup.resolve_settings import ResolvedSettings
 
@@ -25,7 +26,7 @@ class Finding:
     text: str
 
 
-def examine(settings: ResolvedSettings, out_root: Path) -> list[Finding]:
+def examine(settings: ResolvedSettings, root: DataRoot) -> list[Finding]:
     """Runs all checks; one that fails does not keep the others from running."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("Python", _check_python),
@@ -33,9 +34,9 @@ def examine(settings: ResolvedSettings, out_root: Path) -> list[Finding]:
         ("FFmpeg libraries", _check_ffmpeg),
         ("ONNX Runtime", _check_onnxruntime),
         ("models", lambda: _check_models(settings)),
-        ("PostgreSQL", lambda: _check_facebank(settings, out_root)),
+        ("PostgreSQL", lambda: _check_facebank(settings, root)),
         ("Ray", _check_ray),
-        ("data root", lambda: _check_data_root(out_root)),
+        ("data root", lambda: _check_data_root(root)),
     ]
     findings = []
     for name, check in checks:
@@ -85,10 +86,11 @@ def _check_onnxruntime() -> str:
 
 
 def _check_models(settings: ResolvedSettings) -> str:
-    from cleanup.edges.onnx_models import ModelSpec, load_models, resolve_model_directory
+    from cleanup.edges.onnx_models import ModelSpec, load_models
+    from cleanup.entrypoints.episode_job import find_models
 
     observe = settings.settings.observe
-    directory = resolve_model_directory(observe.models)
+    directory = find_models(settings)
     described = load_models(ModelSpec(str(directory), observe.device, observe.embed_device)).describe()
     notes = [str(m["note"]) for m in described.values() if "note" in m]
     if notes:
@@ -99,17 +101,17 @@ def _check_models(settings: ResolvedSettings) -> str:
     return f"{directory}: {', '.join(parts)}, {described['recogniser']['dimension']} dimensions"
 
 
-def _check_facebank(settings: ResolvedSettings, out_root: Path) -> str:
+def _check_facebank(settings: ResolvedSettings, root: DataRoot) -> str:
     import tempfile
 
-    from cleanup.edges.postgres_facebank import open_facebank
+    from cleanup.edges.postgres_facebank import open_embedded_facebank
+    from cleanup.entrypoints.episode_job import facebank_of
 
     dsn = settings.settings.group_clusters.facebank_dsn
-    folder = out_root / "facebank" / "postgres"
-    if dsn or folder.exists():
-        with open_facebank(dsn, folder) as facebank:
+    if dsn or root.remote is not None or root.has_facebank():
+        with facebank_of(settings, root) as facebank:
             return f"{facebank.check()} ({'your server' if dsn else 'embedded'})"
-    with tempfile.TemporaryDirectory() as scratch, open_facebank("", Path(scratch) / "postgres") as facebank:
+    with tempfile.TemporaryDirectory() as scratch, open_embedded_facebank(Path(scratch) / "postgres") as facebank:
         return f"{facebank.check()} (embedded, tried in a scratch folder; nobody is enrolled yet)"
 
 
@@ -119,10 +121,13 @@ def _check_ray() -> str:
     return f"{version}, {f'RAY_ADDRESS={address}' if address else 'no RAY_ADDRESS: --engine auto works locally'}"
 
 
-def _check_data_root(out_root: Path) -> str:
-    existing = next(p for p in (out_root, *out_root.parents) if p.exists())
+def _check_data_root(root: DataRoot) -> str:
+    if root.remote is not None:
+        return f"{root.name} answers, {len(root.list_episodes())} episodes"
+    path = root.path
+    existing = next(p for p in (path, *path.parents) if p.exists())
     if not os.access(existing, os.W_OK):
         raise CleanupError(f"{existing} cannot be written; give another --out-root or change its rights")
-    if existing != out_root:
-        return f"{out_root} does not exist yet; {existing} can be written"
-    return f"{out_root} can be written"
+    if existing != path:
+        return f"{path} does not exist yet; {existing} can be written"
+    return f"{path} can be written"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -19,19 +20,24 @@ import orjson
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import find_violations, read_episode
 from cleanup.edges.artifact_writing import render_episode, same_json
+from cleanup.edges.data_root import DataRoot
 from cleanup.edges.face_images import ImageFolder, save_images
 from cleanup.edges.finished_run import compute_fingerprint, read_finished, write_finished
 from cleanup.edges.local_workers import LocalEngine
 from cleanup.edges.observation_worker import WorkerSpec
 from cleanup.edges.onnx_models import (
+    MODEL_SUFFIX,
     ModelFiles,
     ModelSpec,
     find_model_files,
     resolve_model_directory,
     sha256_of_file,
 )
-from cleanup.edges.postgres_facebank import PostgresFacebank, open_facebank
+from cleanup.edges.pool_sizing import GIB
+from cleanup.edges.postgres_facebank import PostgresFacebank, open_embedded_facebank
 from cleanup.edges.progress_file import ProgressFile
+from cleanup.edges.remote_files import NodeCache, is_url
+from cleanup.edges.remote_root import Lease
 from cleanup.edges.shard_checkpoints import CheckpointedEngine, compute_pass_key
 from cleanup.edges.track_metrics import update_track_metrics
 from cleanup.edges.video_frames import VideoFrames
@@ -45,9 +51,6 @@ from cleanup.resolve_settings import ResolvedSettings
 from cleanup.run import PHASES, PIXEL_PHASES, RunContext, run
 from cleanup.settings import SPECS
 
-DATA_ROOT_VARIABLE = "SCREENALYTICS_DATA_ROOT"
-DEFAULT_DATA_ROOT = "data"
-
 
 @dataclass(frozen=True)
 class EpisodeJob:
@@ -55,10 +58,10 @@ class EpisodeJob:
 
     Attributes:
         ep_id: Episode id.
-        out_root: Data root.
+        root: Data root.
         actions: Phases in canonical order.
         settings: Resolved settings.
-        video: Video given explicitly, or None for the one under the data root.
+        video: Path or URL of a video given explicitly, or None for the one under the data root.
         write_back: Whether artifacts are replaced.
         progress_file: Where progress goes, or None for the usual place.
         is_resume: Whether checkpointed shards are used.
@@ -66,10 +69,10 @@ class EpisodeJob:
     """
 
     ep_id: str
-    out_root: Path
+    root: DataRoot
     actions: tuple[str, ...]
     settings: ResolvedSettings
-    video: Path | None = None
+    video: str | None = None
     write_back: bool = False
     progress_file: Path | None = None
     is_resume: bool = True
@@ -78,12 +81,7 @@ class EpisodeJob:
     @property
     def paths(self) -> EpisodePaths:
         """Where the episode's files are."""
-        return EpisodePaths(self.out_root, self.ep_id)
-
-
-def resolve_out_root(explicit: str | None, environment: Mapping[str, str]) -> Path:
-    """The data root: --out-root, SCREENALYTICS_DATA_ROOT, else ./data."""
-    return Path(explicit or environment.get(DATA_ROOT_VARIABLE) or DEFAULT_DATA_ROOT).absolute()
+        return self.root.paths(self.ep_id)
 
 
 def parse_actions(values: Sequence[str] | None) -> tuple[str, ...]:
@@ -110,11 +108,11 @@ class Tools:
 
     Args:
         settings: Settings of the run.
-        out_root: Data root.
+        root: Data root.
     """
 
-    def __init__(self, settings: ResolvedSettings, out_root: Path) -> None:
-        self._settings, self._out_root = settings, out_root
+    def __init__(self, settings: ResolvedSettings, root: DataRoot) -> None:
+        self._settings, self._root = settings, root
         self._lock = threading.Lock()
         self._stack = contextlib.ExitStack()
         self._engine: Engine | None = None
@@ -136,12 +134,17 @@ class Tools:
             return self._engine
 
     @property
+    def n_model_loads(self) -> int:
+        """How often models were loaded; 0 where nothing needed them."""
+        return self._engine.n_model_loads if self._engine is not None else 0
+
+    @property
     def facebank(self) -> PostgresFacebank | None:
         """The Facebank, or None where the embedded one was never made."""
         with self._lock:
-            dsn, folder = self._settings.settings.group_clusters.facebank_dsn, facebank_folder(self._out_root)
-            if self._facebank is None and (dsn or folder.exists()):
-                facebank = self._stack.enter_context(open_facebank(dsn, folder))
+            dsn = self._settings.settings.group_clusters.facebank_dsn
+            if self._facebank is None and (dsn or self._root.has_facebank()):
+                facebank = self._stack.enter_context(facebank_of(self._settings, self._root))
                 facebank.check()
                 self._facebank = facebank
             return self._facebank
@@ -170,23 +173,26 @@ def run_episode_job(
         CleanupError: Of any kind; the episode's files are as they were.
     """
     check_ep_id(job.ep_id)
-    paths = job.paths
-    if not paths.manifests.is_dir():
-        read_episode(paths)  # raises: it knows best what to say
+    paths, remote = job.paths, job.root.remote
+    job.root.check_episode(job.ep_id)
     with contextlib.ExitStack() as stack:
         if tools is None:
-            tools = stack.enter_context(Tools(job.settings, job.out_root))
+            tools = stack.enter_context(Tools(job.settings, job.root))
         stack.enter_context(hold_episode(paths))
+        lease = None
+        if remote is not None:
+            lease = stack.enter_context(remote.hold(job.ep_id))
+            remote.check_out(job.ep_id)
         inputs = _Inputs(job, tools)
         if job.skips_unchanged:
             finished = read_finished(paths, inputs.compute_fingerprint())
             if finished is not None:
                 return {**finished, "unchanged": True}
-        run_id = _new_run_id()
+        run_id = make_run_id()
         run_folder = paths.runs / run_id
         run_folder.mkdir(parents=True)
         progress_path = job.progress_file or (paths.progress if job.write_back else run_folder / paths.progress.name)
-        progress = ProgressFile(progress_path, job.ep_id)
+        progress = ProgressFile(progress_path, job.ep_id, remote)
 
         def tell(event: PhaseProgress) -> None:
             progress(event)
@@ -196,19 +202,22 @@ def run_episode_job(
                 raise KeyboardInterrupt
 
         try:
-            report = _run_locked(job, run_id, inputs, tools, tell)
+            report = _run_locked(job, run_id, inputs, tools, lease, tell)
         except BaseException as error:
             if is_stop_requested() or isinstance(error, KeyboardInterrupt):
                 progress.fail("interrupted; no file is half written", is_canceled=True)
             else:
                 progress.fail(str(error) if isinstance(error, CleanupError) else f"{type(error).__name__}: {error}")
             raise
-        write_finished(paths, inputs.compute_fingerprint(), report)
+        finished_path = write_finished(paths, inputs.compute_fingerprint(), report)
+        if remote is not None:
+            remote.put(finished_path)
         progress.finish(report)
         return report
 
 
-def _new_run_id() -> str:
+def make_run_id() -> str:
+    """A fresh id: when, and by which process."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}Z-{os.getpid()}"
 
 
@@ -219,30 +228,36 @@ class _Inputs:
         self._job, self._tools = job, tools
 
     @cached_property
-    def video(self) -> Path | None:
-        """The video if a phase needs pixels; without one the gate works on what faces.jsonl holds."""
+    def video(self) -> str | None:
+        """Path or URL of the video if a phase needs pixels; without one the gate works on what faces.jsonl holds."""
         job = self._job
         if not PIXEL_PHASES & set(job.actions):
             return None
-        path = job.video or job.paths.video
-        if job.video is None and not path.exists():
-            if "reembed" in job.actions:
-                raise VideoError(f"{path}: no video, and reembed needs it; give one with --video")
-            return None
-        return path.absolute()
+        found = job.video or job.root.find_video(job.ep_id)
+        if found is None and "reembed" in job.actions:
+            raise VideoError(f"{job.root.show(job.paths.video)}: no video, and reembed needs it; give one with --video")
+        return found
+
+    @property
+    def local_video(self) -> Path:
+        """The video on this machine."""
+        assert self.video is not None
+        if is_url(self.video):
+            return node_cache(self._job.settings).fetch(self.video)
+        path = Path(self.video)
+        if not path.is_file():
+            raise VideoError(f"{path}: no such video; give it with --video")
+        return path
 
     @cached_property
     def video_sha256(self) -> str:
         """Digest of the video."""
-        assert self.video is not None
-        if not self.video.is_file():
-            raise VideoError(f"{self.video}: no such video; give it with --video")
-        return sha256_of_file(self.video)
+        return sha256_of_file(self.local_video)
 
     @cached_property
     def models(self) -> ModelFiles:
         """The model files."""
-        return find_model_files(resolve_model_directory(self._job.settings.settings.observe.models))
+        return find_model_files(find_models(self._job.settings))
 
     @cached_property
     def model_sha256(self) -> list[str]:
@@ -275,7 +290,9 @@ class _Inputs:
         return compute_fingerprint(self._job.paths, inputs)
 
 
-def _run_locked(job: EpisodeJob, run_id: str, inputs: _Inputs, tools: Tools, tell: ReportProgress) -> dict[str, Any]:
+def _run_locked(
+    job: EpisodeJob, run_id: str, inputs: _Inputs, tools: Tools, lease: Lease | None, tell: ReportProgress
+) -> dict[str, Any]:
     started = time.monotonic()
     settings = job.settings.settings
     episode = read_episode(job.paths)
@@ -283,29 +300,29 @@ def _run_locked(job: EpisodeJob, run_id: str, inputs: _Inputs, tools: Tools, tel
     report.settings = job.settings.describe()
     video, engine, model = None, None, None
     if inputs.video is not None:
-        with VideoFrames(inputs.video) as frames:
-            video = frames.info
+        with VideoFrames(inputs.local_video) as frames:
+            video = dataclasses.replace(frames.info, path=inputs.video)
         engine = _checkpointed(job, inputs, tools)
     elif PIXEL_PHASES & set(job.actions):
         report.warnings.append(
-            f"no video at {job.paths.video}: split_tracks worked on the embeddings of faces.jsonl, to which blur and "
-            "turned heads look more like changes"
+            f"no video at {job.root.show(job.paths.video)}: split_tracks worked on the embeddings of faces.jsonl, to "
+            "which blur and turned heads look more like changes"
         )
     if video is not None or (inputs.facebank is not None and episode.embedding_model is None):
         model = inputs.models.recogniser.stem
     note = ""
     if inputs.facebank is None and "group_clusters" in job.actions:
         note = (
-            f"there is no Facebank under {job.out_root} yet, so nobody was named; enrol people with: "
-            "cleanup facebank enroll --show SHOW DIR"
+            f"there is no Facebank under {job.root.name} yet, so nobody was named; enrol people with: "
+            "cleanup facebank enroll --show SHOW DIR" + (" --facebank-dsn DSN" if job.root.remote is not None else "")
         )
     context = RunContext(settings, engine, video, inputs.facebank, note, inputs.show, model)
     refined = run(episode, job.actions, context, tell, report)
     output = settings.output
     if output.save_crops or output.save_frames:
-        refined = _save_images(job, run_id, refined, inputs.video)
+        refined = _save_images(job, run_id, refined, inputs)
     report.engine = report.engine or "none"
-    record = _finish(job, run_id, refined, report, started)
+    record = _finish(job, run_id, refined, report, lease, started)
     if engine is not None:
         engine.remove_unused()
     return record
@@ -316,24 +333,45 @@ def _checkpointed(job: EpisodeJob, inputs: _Inputs, tools: Tools) -> Checkpointe
     folder = job.paths.checkpoints
     if not job.is_resume and folder.exists():
         shutil.rmtree(folder)
+        if job.root.remote is not None:
+            job.root.remote.remove(folder)
     key = compute_pass_key(inputs.video_sha256, inputs.model_sha256, worker_spec(job.settings))
-    return CheckpointedEngine(tools.engine, folder, key)
+    return CheckpointedEngine(tools.engine, folder, key, job.root.remote)
 
 
-def _save_images(job: EpisodeJob, run_id: str, episode: Episode, video: Path | None) -> Episode:
+def _save_images(job: EpisodeJob, run_id: str, episode: Episode, inputs: _Inputs) -> Episode:
     """Pictures go beside the artifacts, or without write-back into the run folder."""
-    source = video or job.video or job.paths.video
+    source = inputs.local_video if inputs.video is not None else job.paths.video
     folder = job.paths.frames if job.write_back else job.paths.runs / run_id / "frames"
-    target = ImageFolder(folder, folder.relative_to(job.out_root).as_posix())
-    return save_images(episode, str(source), target, job.settings.settings.output)
+    target = ImageFolder(folder, folder.relative_to(job.root.path).as_posix())
+    episode = save_images(episode, str(source), target, job.settings.settings.output)
+    if job.root.remote is not None:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            job.root.remote.put(path)
+    return episode
+
+
+def node_cache(settings: ResolvedSettings) -> NodeCache:
+    """This machine's copies of remote files."""
+    storage = settings.settings.storage
+    return NodeCache(storage.cache_dir, int(storage.cache_size * GIB))
+
+
+def find_models(settings: ResolvedSettings) -> Path:
+    """The folder on this machine of the models that the settings name."""
+    models = settings.settings.observe.models
+    if is_url(models):
+        return node_cache(settings).fetch_folder(models, MODEL_SUFFIX)
+    return resolve_model_directory(models)
 
 
 def worker_spec(settings: ResolvedSettings) -> WorkerSpec:
     """What a worker is built from."""
     observe = settings.settings.observe
-    directory = resolve_model_directory(observe.models)
+    directory = observe.models if is_url(observe.models) else str(find_models(settings))
     return WorkerSpec(
-        models=ModelSpec(str(directory), observe.device, observe.embed_device),
+        models=ModelSpec(directory, observe.device, observe.embed_device),
+        cache=node_cache(settings),
         n_threads=0,
         min_confidence=observe.det_thresh,
         min_iou=observe.det_iou,
@@ -359,7 +397,9 @@ def build_engine(settings: ResolvedSettings) -> Engine:
     return RayEngine(spec, settings.settings.cluster)
 
 
-def _finish(job: EpisodeJob, run_id: str, after: Episode, report: CleanupReport, started: float) -> dict[str, Any]:
+def _finish(
+    job: EpisodeJob, run_id: str, after: Episode, report: CleanupReport, lease: Lease | None, started: float
+) -> dict[str, Any]:
     """Checks and writes what came out."""
     paths = job.paths
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -381,20 +421,27 @@ def _finish(job: EpisodeJob, run_id: str, after: Episode, report: CleanupReport,
         )
     run_folder = paths.runs / run_id
     report_path = paths.report if job.write_back else run_folder / paths.report.name
-    report.files = {"report": str(report_path), "changed": [], "backup": None}
+    report.files = {"report": job.root.show(report_path), "changed": [], "backup": None}
     if job.write_back:
-        report.files["changed"] = [str(path) for path in changed]
+        report.files["changed"] = [job.root.show(path) for path in changed]
         if changed:
-            report.files["backup"] = str(job.out_root / "backups" / job.ep_id / run_id)
+            report.files["backup"] = job.root.show(job.root.path / "backups" / job.ep_id / run_id)
     report.runtime_sec = time.monotonic() - started
     record = report.to_json()
     content = orjson.dumps(record, option=orjson.OPT_INDENT_2)
     if job.write_back and changed:
         stage(paths, run_id, {report_path: content})
-        commit(paths, run_id, [*changed, report_path])
+        if lease is not None:
+            lease.check()
+        backup = commit(paths, run_id, [*changed, report_path])
+        if job.root.remote is not None:
+            job.root.remote.publish(job.ep_id, run_id, [*changed, report_path])
+            shutil.rmtree(backup, ignore_errors=True)  # the mirror's own; the root has one
     else:
         shutil.rmtree(staged.root)
         write_synced(report_path, content)
+        if job.root.remote is not None:
+            job.root.remote.put(report_path)
     return record
 
 
@@ -405,13 +452,12 @@ def _is_same(path: Path, content: bytes) -> bool:
     return old == content or (path.suffix == ".json" and same_json(old, content))
 
 
-def facebank_folder(out_root: Path) -> Path:
-    """Where the embedded Facebank of a data root lies."""
-    return out_root / "facebank" / "postgres"
-
-
 @contextlib.contextmanager
-def facebank_of(settings: ResolvedSettings, out_root: Path) -> Iterator[PostgresFacebank]:
-    """The Facebank of a data root, or of the server the settings name."""
-    with open_facebank(settings.settings.group_clusters.facebank_dsn, facebank_folder(out_root)) as facebank:
+def facebank_of(settings: ResolvedSettings, root: DataRoot) -> Iterator[PostgresFacebank]:
+    """The Facebank on the server the settings name, else the embedded one of a data root."""
+    dsn = settings.settings.group_clusters.facebank_dsn
+    if dsn:
+        yield PostgresFacebank(dsn)
+        return
+    with open_embedded_facebank(root.facebank_folder()) as facebank:
         yield facebank

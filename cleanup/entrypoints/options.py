@@ -39,6 +39,16 @@ VIDEO = Annotated[
     str | None,
     typer.Option("--video", help="Video. [videos/EP_ID/episode.mp4 under the data root]", show_default=False),
 ]
+WRITE_BACK = Annotated[
+    bool,
+    typer.Option(
+        "--write-back/--no-write-back",
+        help="Replace the artifacts. Without it only reports and progress are written, in a run folder.",
+    ),
+]
+PROGRESS_FILE = Annotated[str | None, typer.Option("--progress-file", help="Where progress goes.", show_default=False)]
+VERBOSE = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Say more; twice for everything.")]
+QUIET = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no tables.")]
 JSON_OUTPUT = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -80,13 +90,17 @@ def _help_of(spec: SettingSpec) -> str:
 def with_setting_options(
     names: Sequence[str] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: a command that takes ``**settings`` gets one typed option per setting in its signature."""
+    """Decorator: a command that takes ``**settings`` gets one typed option per setting in its signature.
+
+    A setting whose name the command takes for itself gets none.
+    """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(command, eval_str=True)
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        parameters = own + setting_options(names)
+        taken = {p.name for p in own}
+        parameters = own + [p for p in setting_options(names) if p.name not in taken]
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         return command

@@ -31,14 +31,16 @@ from cleanup import schemas
 from cleanup.algorithms.appearance_gate import compute_consecutive_iou
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import read_episode
+from cleanup.edges.data_root import DataRoot
 from cleanup.edges.local_workers import LocalEngine
 from cleanup.edges.onnx_models import ModelSpec, load_models
-from cleanup.edges.postgres_facebank import PostgresFacebank, open_facebank
+from cleanup.edges.postgres_facebank import PostgresFacebank, open_embedded_facebank
 from cleanup.edges.seed_photos import SeedRules, embed_photos, find_photos
 from cleanup.edges.video_frames import VideoFrames
 from cleanup.entrypoints.episode_job import EpisodeJob, build_engine, parse_actions, run_episode_job
 from cleanup.episode import show_of
 from cleanup.phases.observe import attach_detections, plan_observations
+from cleanup.progress import ignore_items
 from cleanup.resolve_settings import ResolvedSettings, resolve_for_run
 from tests.conftest import SHARED, copy_data
 
@@ -128,8 +130,9 @@ def observe_scene(root: Path, truth_file: Path, settings: ResolvedSettings) -> S
     plan = plan_observations(episode, settings.settings.observe, info.width, info.height, info.fps)
     engine = build_engine(settings)
     assert isinstance(engine, LocalEngine)
-    seen = engine.observe(plan.tables(), lambda done, total, message="": None)
+    results = engine.observe(truth["ep_id"], str(paths.video), plan.tables(), ignore_items)
     engine.close()
+    seen = schemas.merge_observations([r.observations for r in results if r.observations is not None])
     place = {k: i for i, k in enumerate(zip(seen["track_id"].to_pylist(), seen["frame_idx"].to_pylist(), strict=True))}
     keys = list(zip(episode.faces["track_id"].to_pylist(), episode.faces["frame_idx"].to_pylist(), strict=True))
     rows = seen.take([place[k] for k in keys])
@@ -237,7 +240,7 @@ def ours(scene: Scene, root: Path, settings: ResolvedSettings, *, is_grouped: bo
     actions = parse_actions(None if is_grouped else ["split_tracks", "reembed", "recluster"])
     with tempfile.TemporaryDirectory() as scratch:
         copy = copy_data(root, Path(scratch) / "data")
-        run_episode_job(EpisodeJob(scene.ep_id, copy, actions, settings, write_back=True))
+        run_episode_job(EpisodeJob(scene.ep_id, DataRoot(copy), actions, settings, write_back=True))
         episode = read_episode(EpisodePaths(copy, scene.ep_id))
     identities = episode.identities.to_pylist()
     owner = {t: i for i in identities for t in i["track_ids"]}
@@ -275,7 +278,7 @@ def bench_episode(root: Path, truth_file: Path, seeds: Path, settings: ResolvedS
     rows.append({"method": "ours, no Facebank", **score(scene, outcome), "quality AUC": area})
     show = show_of(scene.ep_id)
     if (seeds / show).is_dir():
-        with tempfile.TemporaryDirectory() as scratch, open_facebank("", Path(scratch) / "postgres") as facebank:
+        with tempfile.TemporaryDirectory() as scratch, open_embedded_facebank(Path(scratch) / "postgres") as facebank:
             enroll_seeds(facebank, seeds, settings, show)
             named = replace(settings.settings.group_clusters, facebank_dsn=facebank.dsn)
             with_seeds = replace(settings, settings=replace(settings.settings, group_clusters=named))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cleanup.edges.postgres_facebank import PostgresFacebank, Seed, open_facebank
+from cleanup.edges.postgres_facebank import PostgresFacebank, Seed, open_embedded_facebank
 from cleanup.errors import FacebankError
 from tests.builders import make_faces, make_people
 from tests.conftest import copy_data
@@ -26,7 +26,7 @@ def make_seed(person: int, number: int = 0, dimension: int = 32) -> Seed:
 
 @pytest.fixture
 def facebank(tmp_path: Path) -> Iterator[PostgresFacebank]:
-    with open_facebank("", tmp_path / "facebank" / "postgres") as opened:
+    with open_embedded_facebank(tmp_path / "facebank" / "postgres") as opened:
         yield opened
 
 
@@ -82,9 +82,9 @@ def test_a_removed_person_is_gone_with_all_seeds(facebank: PostgresFacebank) -> 
 
 def test_what_was_enrolled_is_there_after_the_server_stopped(tmp_path: Path) -> None:
     folder = tmp_path / "facebank" / "postgres"
-    with open_facebank("", folder) as first:
+    with open_embedded_facebank(folder) as first:
         first.enroll("show", "m", "sha", [make_seed(0)])
-    with open_facebank("", folder) as again:
+    with open_embedded_facebank(folder) as again:
         assert len(again.list_people()) == 1
 
 
@@ -96,7 +96,7 @@ def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
 
 
 def enroll_in_a_process(folder: str, number: int) -> None:
-    with open_facebank("", Path(folder)) as opened:
+    with open_embedded_facebank(Path(folder)) as opened:
         opened.enroll("show", "m", "sha", [make_seed(0, n) for n in range(number, number + 3)])
 
 
@@ -111,19 +111,19 @@ def test_commands_that_run_at_once_share_the_embedded_server(tmp_path: Path) -> 
         process.join(120)
 
     assert [p.exitcode for p in processes] == [0, 0, 0]
-    with open_facebank("", folder) as opened:
+    with open_embedded_facebank(folder) as opened:
         assert opened.list_people()[0].n_seeds == 7
 
 
 def test_a_copied_data_root_works_and_leaves_the_original_alone(tmp_path: Path) -> None:
     """Copied by root, the files belong to root; copied while the server runs, its note speaks of the original's."""
     folder = tmp_path / "facebank" / "postgres"
-    with open_facebank("", folder) as original:
+    with open_embedded_facebank(folder) as original:
         original.enroll("show", "m", "sha", [make_seed(0)])
     copied = copy_data(tmp_path / "facebank", tmp_path / "copy") / "postgres"
-    with open_facebank("", folder) as original:
+    with open_embedded_facebank(folder) as original:
         (copied / "postmaster.pid").write_bytes((folder / "postmaster.pid").read_bytes())
-        with open_facebank("", copied) as copy:
+        with open_embedded_facebank(copied) as copy:
             copy.enroll("show", "m", "sha", [make_seed(1)])
             assert [p.person_id for p in copy.list_people()] == ["p0", "p1"]
         assert [p.person_id for p in original.list_people()] == ["p0"]
@@ -132,13 +132,13 @@ def test_a_copied_data_root_works_and_leaves_the_original_alone(tmp_path: Path) 
 def test_a_killed_command_does_not_keep_the_server_running(tmp_path: Path) -> None:
     folder = tmp_path / "facebank" / "postgres"
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom cleanup.edges.postgres_facebank import open_facebank\n"
-        "with open_facebank('', Path(sys.argv[1])):\n    os.kill(os.getpid(), 9)\n"
+        "import os, sys\nfrom pathlib import Path\nfrom cleanup.edges.postgres_facebank import open_embedded_facebank\n"
+        "with open_embedded_facebank(Path(sys.argv[1])):\n    os.kill(os.getpid(), 9)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
     assert (folder / "postmaster.pid").exists(), "the server outlives the killed process"
 
-    with open_facebank("", folder) as opened:
+    with open_embedded_facebank(folder) as opened:
         assert opened.list_people() == []
 
     assert not (folder / "postmaster.pid").exists()

@@ -1,4 +1,4 @@
-"""The Ray engine gives what the local one gives; its pool is sized by a pure function."""
+"""The Ray engine gives what the local one gives."""
 
 from __future__ import annotations
 
@@ -11,26 +11,13 @@ import ray
 
 from cleanup.edges.observation_worker import WorkerSpec
 from cleanup.edges.onnx_models import ModelSpec
-from cleanup.edges.ray_workers import PoolSize, RayEngine, plan_pool
+from cleanup.edges.ray_workers import RayEngine
+from cleanup.edges.remote_files import NodeCache
 from cleanup.errors import EngineError, VideoError
+from cleanup.settings import ClusterSettings
 from tests.builders import snapshot
 from tests.conftest import copy_data
 from tests.entrypoints.test_cli import EP, cleanup, report_of, run
-
-
-@pytest.mark.parametrize(
-    ("n_shards", "cpus", "gpus", "device", "size"),
-    [
-        (10, 8, 0, "auto", PoolSize(8, 1.0, 0.0)),
-        (3, 8, 0, "cpu", PoolSize(3, 1.0, 0.0)),
-        (10, 16, 2, "auto", PoolSize(2, 8.0, 1.0)),
-        (1, 16, 4, "cuda", PoolSize(1, 4.0, 1.0)),
-        (10, 4, 2, "cpu", PoolSize(4, 1.0, 0.0)),
-        (0, 0.5, 0, "auto", PoolSize(1, 1.0, 0.0)),
-    ],
-)
-def test_the_pool_fits_the_cluster(n_shards: int, cpus: float, gpus: float, device: str, size: PoolSize) -> None:
-    assert plan_pool(n_shards, cpus, gpus, device) == size
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +63,12 @@ def test_an_error_in_an_actor_is_the_workers_own(drawn: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("session_ray")
 def test_an_error_keeps_its_kind_on_its_way_home(drawn: Path) -> None:
-    spec = WorkerSpec(ModelSpec(str(drawn / "models"), "cpu"), 1, 0.5, 0.5, 0.7)
-    engine = RayEngine(spec)
+    spec = WorkerSpec(ModelSpec(str(drawn / "models"), "cpu"), NodeCache("", 0), 1, 0.5, 0.5, 0.7)
+    engine = RayEngine(spec, ClusterSettings())
 
     with pytest.raises(VideoError, match="no such thing"):
         engine.run_final(_fail)
-    with pytest.raises(EngineError, match="a worker failed: division by zero"):
+    with pytest.raises(EngineError, match="a worker failed: ZeroDivisionError: division by zero"):
         engine.run_final(_divide)
     engine.close()
 
