@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,15 @@ def shared() -> Path:
             pytest.fail(f"{SHARED} is missing")
         pytest.skip("the shared episodes are not here")
     return SHARED
+
+
+def find_free_port() -> int:
+    """A TCP port nobody listens on, outside those that Ray hands to its workers."""
+    for port in range(20500, 21500):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise AssertionError("no free port")
 
 
 def copy_data(source: Path, target: Path) -> Path:

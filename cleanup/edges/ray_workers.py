@@ -313,20 +313,20 @@ def read_node_groups() -> list[NodeGroup]:
 
 @contextlib.contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """Ray puts a SIGTERM handler of its own in place, which would end a run without its clean stop."""
-    is_main = threading.current_thread() is threading.main_thread()
-    previous = signal.getsignal(signal.SIGTERM)
+    """Ray puts signal handlers of its own in place, which would end a run without its clean stop."""
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        if is_main:
-            signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class RayEngine:
     """Engine of clusters; see ``cleanup.interfaces.Engine``. Joins RAY_ADDRESS, else starts a local Ray.
 
-    Several episodes may be observed at once, from threads; their shards share one pool.
+    Made in the main thread, because it keeps signal handlers. Several episodes may be observed at once, from threads;
+    their shards share one pool.
 
     Args:
         spec: What every actor loads.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cleanup.errors import StorageError, first_line
+from cleanup.errors import CleanupError, StorageError, first_line
 
 
 def is_url(text: str) -> bool:
@@ -25,7 +25,7 @@ def storage_errors(where: str) -> Iterator[None]:
     """Turns whatever a storage client raises into a StorageError that names the URL."""
     try:
         yield
-    except (StorageError, KeyboardInterrupt):
+    except CleanupError:
         raise
     except FileNotFoundError as error:
         raise StorageError(f"{where}: no such object") from error

@@ -159,12 +159,18 @@ def run_command(
             progress_file=Path(progress_file) if progress_file else None,
             is_resume=resume,
         )
-        with show_progress(make_console(is_error=json_output), is_quiet=quiet) as on_progress:
+        console = make_console(is_error=json_output)
+        with show_progress(console, is_quiet=quiet) as on_progress, _stdout_kept(is_json=json_output):
             report = run_episode_job(job, on_progress, lambda: stop.is_requested)
         if json_output:
             _print_json(report)
         elif not quiet:
             print_report(make_console(), report)
+
+
+def _stdout_kept(*, is_json: bool) -> contextlib.AbstractContextManager[object]:
+    """Where the output is JSON, what libraries print goes to standard error."""
+    return contextlib.redirect_stdout(sys.stderr) if is_json else contextlib.nullcontext()
 
 
 @app.command("season")
@@ -238,7 +244,8 @@ def season_command(
             is_fail_fast=fail_fast,
             progress_file=Path(progress_file) if progress_file else None,
         )
-        with show_season(make_console(is_error=json_output), is_quiet=quiet) as on_progress:
+        console = make_console(is_error=json_output)
+        with show_season(console, is_quiet=quiet) as on_progress, _stdout_kept(is_json=json_output):
             report = run_season_job(job, on_progress, lambda: stop.is_requested)
         if json_output:
             _print_json(report)

@@ -169,6 +169,8 @@ def run_season_job(
     with Tools(job.settings, job.root) as tools:
         if PIXEL_PHASES & set(job.actions):
             find_model_files(find_models(job.settings))
+        # Here and not in the episodes' threads: what is wrong with them concerns the season, and Ray wants this thread.
+        _ = tools.engine
         if "group_clusters" in job.actions:
             _ = tools.facebank
         started = time.monotonic()
