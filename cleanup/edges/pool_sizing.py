@@ -9,6 +9,9 @@ from cleanup.errors import EngineError, SettingsError
 from cleanup.settings import ClusterSettings
 
 GIB = 1 << 30
+# Actors beyond what the cluster can hold now that wait for it to grow, where nothing limits them: each wakes the
+# autoscaler, and when nodes have come up, the next ones are asked for.
+_N_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -23,13 +26,38 @@ class NodeGroup:
 
 @dataclass(frozen=True)
 class PoolSize:
-    """Number of actors, and what each of them holds (memory in bytes, 0 for none reserved)."""
+    """Number of actors, and what each of them holds.
+
+    Attributes:
+        min_actors: How many are kept without work.
+        max_actors: How many there may be, or None for as many as the cluster can be grown to hold.
+        room: How many the cluster can hold now.
+        cpus: CPUs of each.
+        gpus: GPUs of each.
+        memory: Bytes each reserves; 0 for none.
+    """
 
     min_actors: int
-    max_actors: int
+    max_actors: int | None
+    room: int
     cpus: float
     gpus: float
     memory: int
+
+    def count_to_start(self, n_wanted: int, n_actors: int, n_starting: int) -> int:
+        """How many actors to start.
+
+        Args:
+            n_wanted: Actors there is work for.
+            n_actors: Actors there are, those that are starting included.
+            n_starting: Actors that wait for a node or load their models.
+        """
+        n_wanted = max(n_wanted, self.min_actors)
+        if self.max_actors is not None:
+            n_wanted = min(n_wanted, self.max_actors)
+        else:
+            n_wanted = min(n_wanted, max(self.room, n_actors - n_starting + _N_AHEAD))
+        return max(n_wanted - n_actors, 0)
 
     def describe(self) -> str:
         """What an actor holds, for people."""
@@ -37,20 +65,23 @@ class PoolSize:
         return ", ".join(parts + ([f"{self.memory / GIB:g} GiB"] if self.memory else []))
 
 
-def plan_pool(groups: Sequence[NodeGroup], settings: ClusterSettings, device: str) -> PoolSize:
+def plan_pool(
+    groups: Sequence[NodeGroup], settings: ClusterSettings, device: str, *, can_grow: bool = False
+) -> PoolSize:
     """Sizes the pool.
 
-    With GPUs, in the cluster as it may be grown, and a device that may use them, every actor owns one GPU and its share
-    of the node's CPUs. Without, one CPU each: on CPU many single-threaded models beat few many-threaded ones.
+    With GPUs in the cluster and a device that may use them, every actor owns one GPU and its share of the node's CPUs.
+    Without, one CPU each: on CPU many single-threaded models beat few many-threaded ones.
 
     Args:
-        groups: The cluster's nodes, those it may be grown by included.
+        groups: The cluster's nodes.
         settings: Sizes asked for; zero leaves one to this function.
         device: Device asked for.
+        can_grow: Whether nodes may come up that are not there yet; Ray does not tell which.
 
     Raises:
         SettingsError: A fraction of a GPU that does not divide 1, or fewer actors at most than at least.
-        EngineError: No node can hold such an actor.
+        EngineError: No node can hold such an actor, and the cluster cannot grow.
     """
     gpus = settings.gpus_per_actor
     if (gpus < 1 and gpus and abs(1 / gpus - round(1 / gpus)) > 1e-6) or (gpus > 1 and gpus != int(gpus)):
@@ -68,8 +99,9 @@ def plan_pool(groups: Sequence[NodeGroup], settings: ClusterSettings, device: st
         cpus = max(min(shares, default=1.0), 1.0)
     memory = int(settings.memory_per_actor * GIB)
     room = sum(group.n_nodes * _count_fitting(group, cpus, gpus, memory) for group in groups)
-    size = PoolSize(settings.min_actors, settings.max_actors or max(room, settings.min_actors, 1), cpus, gpus, memory)
-    if room == 0:
+    max_actors = settings.max_actors or (None if can_grow else max(room, settings.min_actors))
+    size = PoolSize(settings.min_actors, max_actors, room, cpus, gpus, memory)
+    if room == 0 and not can_grow:
         largest = max(groups, key=lambda g: (g.gpus, g.cpus), default=NodeGroup(0, 0, 0, 0))
         raise EngineError(
             f"no node of the cluster can hold a worker with {size.describe()} (the largest has {largest.cpus:g} CPU, "

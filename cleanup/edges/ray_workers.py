@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -36,8 +37,7 @@ _IDLE_S = 60.0
 _POLL_S = 0.1
 # Actors that die one after the other before one of them has loaded its models: then it is not bad luck.
 _MAX_FAILED_STARTS = 5
-# A node group without a limit of its own may be grown by so many nodes.
-_MANY_NODES = 64
+_CONNECT_TIMEOUT_S = 10.0
 
 
 class RayWorker:
@@ -176,8 +176,7 @@ class _ActorPool:
     def _scale(self) -> None:
         n_actors = len(self._idle) + len(self._starting) + len(self._running)
         n_wanted = len(self._waiting) + len(self._running) + (0 if self.models.done() else 1)
-        n_wanted = min(max(n_wanted, self.size.min_actors), self.size.max_actors)
-        for _ in range(n_wanted - n_actors):
+        for _ in range(self.size.count_to_start(n_wanted, n_actors, len(self._starting))):
             self._start_actor()
         now = time.monotonic()
         for actor in [a for a in self._idle if now - a.idle_since > _IDLE_S]:
@@ -295,20 +294,16 @@ def _reason_of_loss(error: ray.exceptions.RayError) -> str:
 
 
 def read_node_groups() -> list[NodeGroup]:
-    """The nodes of the cluster joined; where it has an autoscaler, all nodes that may come up."""
-    config = ray._private.state.state.get_cluster_config()
-    if config is not None and config.node_group_configs:
-        return [
-            NodeGroup(
-                group.max_count if group.max_count >= 0 else _MANY_NODES,
-                group.resources.get("CPU", 0),
-                group.resources.get("GPU", 0),
-                group.resources.get("memory", 0),
-            )
-            for group in config.node_group_configs
-        ]
+    """The nodes of the cluster as it is now."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [NodeGroup(1, n.get("CPU", 0.0), n.get("GPU", 0.0), n.get("memory", 0.0)) for n in alive]
+
+
+def _check_address(address: str) -> None:
+    """Makes sure that somebody listens at ``host:port``; Ray itself would go on trying for many minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" not in address and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 
 
 @contextlib.contextmanager
@@ -343,7 +338,7 @@ class RayEngine:
         self._spec, self._cluster = spec, cluster
         self._pool: _ActorPool | None = None
         self._lock = threading.Lock()
-        self._owns_ray = False
+        self._owns_ray = self._is_local = False
         if not ray.is_initialized():
             self._start()
 
@@ -351,6 +346,8 @@ class RayEngine:
         address = os.environ.get("RAY_ADDRESS")
         logging.getLogger("ray").setLevel(logging.ERROR)
         try:
+            if address:
+                _check_address(address)
             with _handlers_kept():
                 ray.init(
                     address=address or "local",
@@ -359,17 +356,19 @@ class RayEngine:
                     include_dashboard=None if address else False,
                     configure_logging=False,
                 )
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             where = f"RAY_ADDRESS={address}" if address else "a local Ray"
             raise EngineError(
                 f"{where} cannot be used ({first_line(error)}); check it or use --engine local"
             ) from error
-        self._owns_ray = True
+        self._owns_ray, self._is_local = True, not address
 
     def _started_pool(self) -> _ActorPool:
         with self._lock:
             if self._pool is None:
-                size = plan_pool(read_node_groups(), self._cluster, self._spec.models.device)
+                # A Ray of our own has this machine and no more; a cluster that was joined may have an autoscaler.
+                can_grow = not self._is_local
+                size = plan_pool(read_node_groups(), self._cluster, self._spec.models.device, can_grow=can_grow)
                 self._pool = _ActorPool(self._spec, size, self._cluster.shard_retries)
             return self._pool
 

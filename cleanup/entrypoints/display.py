@@ -137,6 +137,8 @@ class _PlainSeason:
         for ep_id, episode in season["episodes"].items():
             is_over = episode["state"] not in ("queued", "running")
             word = episode["state"] if is_over else episode.get("phase", episode["state"])
+            if episode.get("items_total") == 0:
+                word = f"{word} {episode['message']}"  # nothing is counted yet, so the words are what changes
             if word != self._said.get(ep_id, "queued"):
                 self._said[ep_id] = word
                 line = _end_of(ep_id, episode) if is_over else f"{ep_id}: {_place_of(episode)}"
