@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -43,6 +44,11 @@ def start_head(*arguments: str, **environment: str) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(timeout=60)
+        # The nodes that the autoscaler brought up outlive the head, and would join the next one at this port.
+        for left in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if any(argument.endswith(f":{port}") for argument in left.cmdline()):
+                    left.kill()
 
 
 @pytest.fixture(scope="module")
@@ -160,12 +166,13 @@ def fake_cluster(gcs_address: str) -> dict[str, object]:
         "upscaling_speed": 10.0,
         "idle_timeout_minutes": 0.1,
         "provider": {"type": "fake_multinode", "disable_node_updaters": True, "disable_launch_config_check": True,
+                     "use_node_id_as_ip": True,
                      "gcs_address": gcs_address},
         "available_node_types": {
-            "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
             "gpu": {"resources": {"CPU": 1, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
         },
-        "head_node_type": "head",
+        "head_node_type": "ray.head.default",
         "auth": {}, "docker": {}, "file_mounts": {}, "file_mounts_sync_continuously": False,
         **{name: [] for name in lists},
     }  # fmt: skip
