@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cleanup.algorithms.box_association import KnownTrack, associate_detections
-from cleanup.algorithms.frame_sampling import LineageLoad, find_roots, plan_shards, sampling_step, select_samples
+from cleanup.algorithms.frame_sampling import (
+    MAX_SHARD_IMBALANCE,
+    LineageLoad,
+    find_roots,
+    plan_shards,
+    sampling_step,
+    select_samples,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +61,34 @@ def test_shards_hold_every_lineage_once_and_never_share_a_frame(
     assert sorted(i for shard in shards for i in shard) == list(range(len(loads)))
     ends = [(min(loads[i].first_frame for i in s), max(loads[i].last_frame for i in s)) for s in shards]
     assert all(a[1] < b[0] for a, b in pairwise(ends))
+
+
+@pytest.mark.parametrize("n_lineages", [40, 400, 4000])
+def test_the_costliest_shard_is_near_the_mean_where_lineages_allow_it(n_lineages: int) -> None:
+    rng = np.random.default_rng(n_lineages)
+    lengths = rng.integers(10, 200, n_lineages)
+    starts = np.concatenate([[0], np.cumsum(lengths + 5)[:-1]])
+    loads = [
+        LineageLoad(i, int(a), int(a + n), int(n) // 5) for i, (a, n) in enumerate(zip(starts, lengths, strict=True))
+    ]
+
+    costs = [sum(loads[i].n_samples + (loads[i].last_frame - loads[i].first_frame + 1) / 7 for i in shard)
+             for shard in plan_shards(loads, 256)]  # fmt: skip
+
+    assert max(costs) <= MAX_SHARD_IMBALANCE * np.mean(costs)
+    assert 0.7 * 256 < np.mean(costs) < 1.5 * 256
+
+
+def test_shards_are_made_larger_where_that_makes_them_even() -> None:
+    # One crowd of 600 faces that cannot be cut, among many single tracks.
+    crowd = [LineageLoad(i, 0, 20, 10) for i in range(60)]
+    single = [LineageLoad(100 + i, 100 * (i + 1), 100 * (i + 1) + 20, 20) for i in range(90)]
+
+    shards = plan_shards(crowd + single, 256)
+
+    sizes = [sum(10 if i < 60 else 20 for i in shard) for shard in shards]
+    assert max(sizes) <= 1.25 * np.mean(sizes)
+    assert max(sizes) == 600
 
 
 def make_track(track_id: int, x: float, first: int, last: int) -> KnownTrack:

@@ -1,0 +1,96 @@
+"""Checkpoints are used for what they were made from, and for nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.entrypoints.test_cli import EP, artifacts, cleanup, report_of, run
+
+
+def observed(root: Path, *arguments: str) -> dict[str, Any]:
+    return dict(report_of(run(root, "--json", *arguments))["observed"])
+
+
+def test_another_threshold_needs_no_look_at_the_video(drawn: Path) -> None:
+    first = observed(drawn, "--actions", "split_tracks,reembed,recluster")
+    again = observed(drawn, "--actions", "split_tracks,reembed,recluster", "--cluster-thresh", "0.3")
+
+    assert first["frames_decoded"] == first["frames"] > 0
+    assert first["faces_embedded"] > 0
+    assert again["shards_from_checkpoints"] == again["shards"] == first["shards"]
+    assert again["frames_decoded"] == again["faces_embedded"] == again["workers"] == 0
+
+
+def test_checkpoints_give_the_files_that_a_whole_pass_gives(drawn: Path) -> None:
+    run(drawn, "--quiet")
+    run(drawn, "--write-back", "--quiet")
+    from_checkpoints = artifacts(drawn)
+    for path in (drawn / "backups").rglob("*"):
+        if path.is_file():
+            original = drawn / Path(*path.relative_to(drawn / "backups").parts[2:])
+            original.write_bytes(path.read_bytes())
+
+    (drawn / "manifests" / EP / "track_metrics.json").unlink()  # there was none before
+    run(drawn, "--write-back", "--no-resume", "--quiet")
+
+    whole = artifacts(drawn)
+    assert {k: v for k, v in whole.items() if "identities" not in k} == {
+        k: v for k, v in from_checkpoints.items() if "identities" not in k
+    }
+
+
+def test_another_video_or_another_box_is_looked_at_again(drawn: Path) -> None:
+    first = observed(drawn)
+    video = drawn / "videos" / EP / "episode.mp4"
+    video.write_bytes(video.read_bytes() + bytes(8))
+    other_video = observed(drawn)
+    tracks = drawn / "manifests" / EP / "tracks.jsonl"
+    lines = tracks.read_text().splitlines()
+    record = json.loads(lines[0])
+    record["bboxes_sampled"][0]["bbox_xyxy"][0] += 1.0
+    tracks.write_text("\n".join([json.dumps(record), *lines[1:]]) + "\n")
+    other_box = observed(drawn)
+
+    assert first["shards"] > 1
+    assert other_video["shards_from_checkpoints"] == 0
+    assert other_box["shards_from_checkpoints"] == other_box["shards"] - 1
+
+
+def test_what_a_finished_run_has_no_use_for_is_removed(drawn: Path) -> None:
+    folder = drawn / "runs" / EP / "shards"
+    observed(drawn)
+    n_files = len(list(folder.iterdir()))
+    video = drawn / "videos" / EP / "episode.mp4"
+    video.write_bytes(video.read_bytes() + bytes(8))
+    observed(drawn)
+
+    assert len(list(folder.iterdir())) == n_files
+
+
+def test_a_torn_checkpoint_is_named_with_what_to_do(drawn: Path) -> None:
+    run(drawn, "--quiet")
+    torn = sorted((drawn / "runs" / EP / "shards").glob("*.arrow"))[0]
+    torn.write_bytes(torn.read_bytes()[:100])
+
+    result = run(drawn, code=2)
+    again = observed(drawn, "--no-resume")
+
+    assert f"{torn}: not a readable checkpoint" in result.stderr and "--no-resume" in result.stderr
+    assert again["shards_from_checkpoints"] == 0
+
+
+def test_a_video_that_cannot_be_decoded_at_all_fails_the_episode(drawn: Path) -> None:
+    video = drawn / "videos" / EP / "episode.mp4"
+    content = bytearray(video.read_bytes())
+    start, end = content.find(b"mdat") + 4, content.rfind(b"moov") - 4
+    content[start:end] = bytes(end - start)
+    video.write_bytes(content)
+    before = artifacts(drawn)
+
+    result = cleanup("run", "--ep-id", EP, "--out-root", drawn, "--models", drawn / "models", "--device", "cpu",
+                     "--write-back", code=2)  # fmt: skip
+
+    assert "no part of the video could be looked at" in result.stderr and "Traceback" not in result.stderr
+    assert artifacts(drawn) == before
