@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -162,6 +163,16 @@ def artifacts_of(root: Path, ep_id: str) -> dict[str, bytes]:
                     _TIME.sub(b"TIME", path.read_bytes()) if path.suffix == ".json" else path.read_bytes()
                 )
     return found
+
+
+def corrupt_video(video: Path, first: float, last: float) -> None:
+    """Overwrites the packets of a stretch of a video, given as shares of its length."""
+    with av.open(str(video)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size and p.pos is not None]
+    content = bytearray(video.read_bytes())
+    for pos, size in packets[int(first * len(packets)) : int(last * len(packets))]:
+        content[pos + 8 : pos + size] = bytes(size - 8)
+    video.write_bytes(content)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

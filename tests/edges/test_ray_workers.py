@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import ray
 
+from cleanup.edges import ray_workers
 from cleanup.edges.observation_worker import WorkerSpec
 from cleanup.edges.onnx_models import ModelSpec
-from cleanup.edges.ray_workers import RayEngine
+from cleanup.edges.ray_workers import RayEngine, RayWorker
 from cleanup.edges.remote_files import NodeCache
 from cleanup.errors import EngineError, VideoError
 from cleanup.settings import ClusterSettings
-from tests.builders import snapshot
+from tests.builders import corrupt_video, snapshot
 from tests.conftest import copy_data
 from tests.entrypoints.test_cli import EP, cleanup, report_of, run
 
@@ -58,6 +61,56 @@ def test_an_error_in_an_actor_is_the_workers_own(drawn: Path) -> None:
     result = run(drawn, "--engine", "ray", code=2)
 
     assert "not a readable video" in result.stderr
+
+
+class DyingWorker(RayWorker):
+    """Dies at one shard, whoever looks at it, as when memory runs out."""
+
+    def observe(self, ep_id: str, video: str, samples: pa.Table) -> pa.Table:
+        if samples["frame_idx"][0].as_py() == 0:
+            os._exit(1)
+        return super().observe(ep_id, video, samples)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("session_ray")
+def test_a_shard_that_kills_its_workers_is_given_up_and_its_tracks_stay(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_workers, "RayWorker", DyingWorker)
+    before = lines_by_track(drawn)
+
+    report = report_of(run(drawn, "--engine", "ray", "--shard-retries", "1", "--write-back", "--json"))
+
+    (failure,) = report["failed_shards"]
+    assert failure["reason"].startswith("begun 2 times, the last time its worker was lost")
+    assert failure["first_frame"] == 0
+    assert report["observed"]["shards_failed"] == report["observed"]["shards_retried"] == 1
+    assert any(str(failure["tracks"]) in w and "left as they were" in w for w in report["warnings"])
+    after = lines_by_track(drawn)
+    assert all(after[track] == before[track] for track in failure["tracks"])
+    assert len(after) > len(before), "the other shard's tracks were split"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("session_ray")
+def test_a_stretch_that_cannot_be_decoded_is_not_tried_again(drawn: Path) -> None:
+    corrupt_video(drawn / "videos" / EP / "episode.mp4", 0.1, 0.2)
+
+    report = report_of(run(drawn, "--engine", "ray", "--json"))
+
+    (failure,) = report["failed_shards"]
+    assert "cannot be decoded" in failure["reason"]
+    assert report["observed"]["shards_retried"] == 0
+
+
+def lines_by_track(root: Path) -> dict[int, list[str]]:
+    """Lines of tracks.jsonl and faces.jsonl by track, byte by byte."""
+    found: dict[int, list[str]] = {}
+    for name in ("tracks.jsonl", "faces.jsonl"):
+        for line in (root / "manifests" / EP / name).read_text().splitlines():
+            found.setdefault(json.loads(line)["track_id"], []).append(line)
+    return found
 
 
 @pytest.mark.ray

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.builders import corrupt_video
 from tests.entrypoints.test_cli import EP, artifacts, cleanup, report_of, run
 
 
@@ -82,11 +83,7 @@ def test_a_torn_checkpoint_is_named_with_what_to_do(drawn: Path) -> None:
 
 
 def test_a_video_that_cannot_be_decoded_at_all_fails_the_episode(drawn: Path) -> None:
-    video = drawn / "videos" / EP / "episode.mp4"
-    content = bytearray(video.read_bytes())
-    start, end = content.find(b"mdat") + 4, content.rfind(b"moov") - 4
-    content[start:end] = bytes(end - start)
-    video.write_bytes(content)
+    corrupt_video(drawn / "videos" / EP / "episode.mp4", 0.0, 1.0)
     before = artifacts(drawn)
 
     result = cleanup("run", "--ep-id", EP, "--out-root", drawn, "--models", drawn / "models", "--device", "cpu",
