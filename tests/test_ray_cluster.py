@@ -44,6 +44,11 @@ def test_the_set_up_installs_the_locked_project(cluster: dict[str, Any]) -> None
     assert cluster["available_node_types"]["head"]["resources"]["CPU"] == 0
 
 
+@pytest.mark.parametrize("kind", ["head", "worker"])
+def test_python_of_a_job_is_that_of_the_environment(cluster: dict[str, Any], kind: str) -> None:
+    assert cluster[f"{kind}_start_ray_commands"][-1].startswith("export PATH=$HOME/venv/bin:$PATH && ray start ")
+
+
 def closed(**properties: Any) -> dict[str, Any]:
     """A JSON schema of an object with these properties and no others."""
     return {"type": "object", "additionalProperties": False, "properties": properties}

@@ -32,7 +32,8 @@ def start_head(*arguments: str, **environment: str) -> Iterator[str]:
     process = subprocess.Popen(
         [RAY, "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1", "--disable-usage-stats",
          *arguments],
-        env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**os.environ, "PATH": f"{Path(RAY).parent}:{os.environ['PATH']}", **environment},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         for _ in range(300):
@@ -68,7 +69,7 @@ def dashboard() -> Iterator[str]:
 def submit(dashboard: str, root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """What README shows, on this machine."""
     return subprocess.run(
-        [RAY, "job", "submit", "--address", dashboard, "--working-dir", ".", "--", sys.executable,
+        [RAY, "job", "submit", "--address", dashboard, "--working-dir", ".", "--", "python",
          "jobs/season_cleanup.py", "--show", "demo", "--out-root", str(root), "--models", str(root / "models"),
          "--device", "cpu", "--write-back", *arguments],
         cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
@@ -101,7 +102,7 @@ def test_a_stopped_job_leaves_the_episode_as_it_was_or_whole(dashboard: str, dra
     arguments = ["--address", dashboard]
     subprocess.run(
         [RAY, "job", "submit", *arguments, "--no-wait", "--submission-id", "to-be-stopped", "--working-dir", ".", "--",
-         sys.executable, "jobs/season_cleanup.py", "--ep-id", EP, "--out-root", str(drawn), "--models",
+         "python", "jobs/season_cleanup.py", "--ep-id", EP, "--out-root", str(drawn), "--models",
          str(drawn / "models"), "--device", "cpu", "--write-back"],
         cwd=ROOT, capture_output=True, timeout=120, check=True,
     )  # fmt: skip

@@ -182,7 +182,8 @@ def print_season(console: Console, report: Mapping[str, Any]) -> None:
             )  # fmt: skip
     totals = report["totals"]
     by_state = ", ".join(f"{totals[s]} {s}" for s in styles if totals[s])
-    console.print(f"{totals['episodes']} episodes: {by_state}", highlight=False)
+    n_episodes = totals["episodes"]
+    console.print(f"{n_episodes} episode{'s' if n_episodes > 1 else ''}: {by_state}", highlight=False)
     if totals["unchanged"]:
         console.print("unchanged: finished before, from the same inputs; --no-resume does them again", highlight=False)
     if not report["write_back"]:
