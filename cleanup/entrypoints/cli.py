@@ -295,13 +295,15 @@ def validate_command(ep_id: EP_ID, out_root: OUT_ROOT = None) -> None:
     """Checks an episode's artifacts and prints every violation with file and line."""
     with one_line_errors():
         from cleanup.edges.artifact_reading import find_violations, read_episode
+        from cleanup.edges.write_back import hold_episode
         from cleanup.episode import check_ep_id
 
         root = _open_root(out_root, _resolve({}, None, None))
         paths = root.paths(check_ep_id(ep_id))
         if root.remote is not None:
             root.check_episode(ep_id)
-            root.remote.check_out(ep_id)
+            with hold_episode(paths):  # a run on this machine works in the same mirror
+                root.remote.check_out(ep_id)
         problems = find_violations(paths)
         for problem in problems:
             typer.echo(problem)

@@ -14,8 +14,10 @@ from typing import Any
 import fsspec
 import pytest
 
+from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.remote_files import NodeCache
 from cleanup.edges.remote_root import RemoteRoot
+from cleanup.edges.write_back import hold_episode
 from cleanup.errors import BusyError, StorageError
 from tests.builders import artifacts_of, snapshot
 from tests.conftest import find_free_port
@@ -107,6 +109,21 @@ def test_checkpoints_and_the_finished_run_are_known_to_other_hosts(
     assert second["totals"]["shards_from_checkpoints"] == second["totals"]["shards"] > 0
     assert second["totals"]["frames_decoded"] == 0
     assert third["totals"]["unchanged"] == 1
+
+
+def test_what_lies_on_s3_is_validated_unless_a_run_is_at_work_in_the_mirror(
+    s3: Any, drawn: Path, tmp_path: Path
+) -> None:
+    upload(s3, drawn)
+    arguments = ("validate", "--ep-id", EP, "--out-root", ROOT_URL)
+
+    valid = cleanup(*arguments)
+    (mirror,) = (tmp_path / "cache" / "roots").iterdir()
+    with hold_episode(EpisodePaths(mirror, EP)):
+        refused = cleanup(*arguments, code=2)
+
+    assert f"{EP}: valid, emitted dialect" in valid.stdout
+    assert "a cleanup is running already" in refused.stderr
 
 
 def test_a_publication_that_was_cut_off_is_finished_or_never_was(s3: Any, tmp_path: Path) -> None:
