@@ -53,10 +53,10 @@ class RemoteRoot:
             return sorted(Path(e["name"]).name for e in filesystem.ls(folder, detail=True) if e["type"] == "directory")
 
     def check_out(self, ep_id: str) -> None:
-        """Makes the mirror of an episode equal to what is stored, after a cut-off publication has been finished."""
+        """Makes the mirror's artifacts equal to what is stored, after a cut-off publication has been finished."""
         paths = EpisodePaths(self.mirror, ep_id)
         self._recover(paths)
-        for folder in (paths.manifests, paths.embeddings.parent, paths.checkpoints):
+        for folder in (paths.manifests, paths.embeddings.parent):
             self._mirror(folder)
         finished = self._url_of(paths.finished)
         filesystem, name = open_filesystem(finished)
@@ -64,6 +64,10 @@ class RemoteRoot:
         with storage_errors(finished):
             if filesystem.exists(name):
                 filesystem.get_file(name, str(paths.finished))
+
+    def fetch_checkpoints(self, ep_id: str) -> None:
+        """Makes the mirror's checkpoints of an episode those that are stored."""
+        self._mirror(EpisodePaths(self.mirror, ep_id).checkpoints)
 
     def _mirror(self, folder: Path) -> None:
         url = self._url_of(folder)

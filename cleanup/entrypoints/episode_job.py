@@ -188,6 +188,8 @@ def run_episode_job(
             finished = read_finished(paths, inputs.compute_fingerprint())
             if finished is not None:
                 return {**finished, "unchanged": True}
+        if remote is not None and job.is_resume:
+            remote.fetch_checkpoints(job.ep_id)
         run_id = make_run_id()
         run_folder = paths.runs / run_id
         run_folder.mkdir(parents=True)
@@ -331,8 +333,9 @@ def _run_locked(
 def _checkpointed(job: EpisodeJob, inputs: _Inputs, tools: Tools) -> CheckpointedEngine:
     """The engine behind the episode's checkpoints; without resume none are there."""
     folder = job.paths.checkpoints
-    if not job.is_resume and folder.exists():
-        shutil.rmtree(folder)
+    if not job.is_resume:
+        if folder.exists():
+            shutil.rmtree(folder)
         if job.root.remote is not None:
             job.root.remote.remove(folder)
     key = compute_pass_key(inputs.video_sha256, inputs.model_sha256, worker_spec(job.settings))
