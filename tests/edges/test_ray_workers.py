@@ -25,7 +25,7 @@ from tests.entrypoints.test_cli import EP, cleanup, report_of, run
 
 @pytest.fixture(scope="module")
 def session_ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield
     ray.shutdown()
 
