@@ -82,7 +82,8 @@ class Engine(Protocol):
             too often, is a result with a failure.
 
         Raises:
-            CleanupError: What concerns more than a shard: a model that does not load, a worker that is broken.
+            CleanupError: What concerns more than a shard: a model that does not load, a video that a worker does not
+                reach, a worker that is broken.
         """
 
     def run_final(self, function: Callable[..., Any], *args: Any) -> Any:

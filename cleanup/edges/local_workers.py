@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from cleanup import schemas
 from cleanup.edges.observation_worker import ObservationWorker, WorkerSpec
-from cleanup.errors import VideoError
+from cleanup.errors import DamagedVideoError
 from cleanup.interfaces import OnShard, ShardResult, ignore_shard
 from cleanup.progress import ReportItems, ignore_items
 
@@ -52,7 +52,7 @@ class LocalEngine:
             try:
                 table = self._loaded().observe(video, shard, lambda n, base=done: report(base + n, total))  # type: ignore[misc]
                 result = ShardResult(table)
-            except VideoError as error:
+            except DamagedVideoError as error:
                 result = ShardResult(None, str(error))
             results.append(result)
             on_shard(number, result)

@@ -106,7 +106,9 @@ class ObservationWorker:
             disagree (``is_sampled`` false). A face that could not be looked at has a reject_reason and no embedding.
 
         Raises:
-            VideoError: A frame cannot be decoded.
+            DamagedVideoError: A frame cannot be decoded.
+            VideoError: The video is not there, or not the one the samples are of.
+            StorageError: The video lies behind a URL and does not come.
             ModelError: Landmarks are missing and the folder has no detector.
         """
         frames = self._open(video)

@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cleanup import schemas
 from cleanup.edges.observation_worker import ObservationWorker, WorkerSpec
 from cleanup.edges.pool_sizing import NodeGroup, PoolSize, plan_pool
-from cleanup.errors import CleanupError, EngineError, StorageError, VideoError, first_line
+from cleanup.errors import CleanupError, DamagedVideoError, EngineError, StorageError, VideoError, first_line
 from cleanup.interfaces import OnShard, ShardResult, ignore_shard
 from cleanup.progress import ReportItems, ignore_items
 from cleanup.settings import ClusterSettings
@@ -73,7 +73,6 @@ class RayWorker:
 @dataclass
 class _Actor:
     handle: Any
-    name: str
     idle_since: float = 0.0
 
 
@@ -187,16 +186,15 @@ class _ActorPool:
 
     def _start_actor(self) -> None:
         self._n_started += 1
-        name = f"cleanup-worker-{self._n_started}"
         kind = ray.remote(RayWorker).options(
-            name=name,
+            name=f"cleanup-worker-{self._n_started}",
             num_cpus=self.size.cpus,
             num_gpus=self.size.gpus,
             memory=self.size.memory or None,
             max_restarts=0,
             max_task_retries=0,
         )
-        actor = _Actor(kind.remote(self._spec), name)
+        actor = _Actor(kind.remote(self._spec))
         self._starting[actor.handle.load.options(name="load models").remote()] = actor
 
     def _assign(self) -> None:
@@ -218,15 +216,20 @@ class _ActorPool:
         except ray.exceptions.RayTaskError as error:
             self._release(actor)
             cause = error.cause
-            if isinstance(cause, StorageError):
-                self._retry(shard, str(cause))
-            elif isinstance(cause, VideoError):
+            if isinstance(cause, DamagedVideoError):
                 shard.future.set_result(ShardResult(None, str(cause), shard.n_attempts))
+            elif isinstance(cause, StorageError) and shard.n_attempts <= self._n_retries:
+                self._begin_again(shard, str(cause))
             else:
                 shard.future.set_exception(_own_error(error))
         except ray.exceptions.RayError as error:
             self._discard(actor)
-            self._retry(shard, f"its worker was lost ({_reason_of_loss(error)})")
+            reason = f"its worker was lost ({_reason_of_loss(error)})"
+            if shard.n_attempts <= self._n_retries:
+                self._begin_again(shard, reason)
+            else:
+                failure = f"begun {shard.n_attempts} times, the last time {reason}"
+                shard.future.set_result(ShardResult(None, failure, shard.n_attempts))
         else:
             self._release(actor)
             shard.future.set_result(result)
@@ -263,11 +266,7 @@ class _ActorPool:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(actor.handle)  # one that is only out of reach must not come back
 
-    def _retry(self, shard: _Shard, reason: str) -> None:
-        if shard.n_attempts > self._n_retries:
-            failure = f"begun {shard.n_attempts} times, the last time {reason}"
-            shard.future.set_result(ShardResult(None, failure, shard.n_attempts))
-            return
+    def _begin_again(self, shard: _Shard, reason: str) -> None:
         _log.warning("%s: shard %d of %d is begun again: %s", shard.ep_id, shard.number + 1, shard.n_shards, reason)
         self._retried.inc(1, {"ep_id": shard.ep_id})
         with self._lock:
@@ -277,6 +276,8 @@ class _ActorPool:
 def _own_error(error: ray.exceptions.RayTaskError) -> CleanupError:
     """What a worker raised, in its own kind."""
     cause = error.cause
+    if isinstance(cause, VideoError):
+        return VideoError(f"{cause} (on a node of the cluster: all of them have to see its path, or use a URL)")
     if isinstance(cause, CleanupError):
         return type(cause)(*cause.args)
     return EngineError(f"a worker failed: {type(cause).__name__}: {first_line(cause)}")

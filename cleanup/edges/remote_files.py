@@ -134,7 +134,7 @@ class NodeCache:
         found = []
         for path in self._root.glob("files/*/*"):
             with contextlib.suppress(FileNotFoundError):  # another process was faster
-                if path.name != "lock":
+                if path.name != "lock" and not path.name.startswith("."):  # nor what is still on its way
                     found.append((path.stat().st_atime, path.stat().st_size, path))
         total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):

@@ -104,7 +104,7 @@ class RemoteRoot:
             filesystem.pipe_file(name, local.read_bytes())
 
     def remove(self, local: Path) -> None:
-        """Removes what is stored of a file of the mirror."""
+        """Removes what is stored of a file or folder of the mirror."""
         url = self._url_of(local)
         filesystem, name = open_filesystem(url)
         with storage_errors(url):
@@ -118,6 +118,9 @@ class RemoteRoot:
             ep_id: The episode.
             run_id: The run that made them.
             files: Files of the mirror, in the order they are put into place.
+
+        Raises:
+            StorageError: Before the commit point, and nothing has changed; or after it, which the message says.
         """
         runs = EpisodePaths(self.mirror, ep_id).runs
         names = [path.relative_to(self.mirror).as_posix() for path in files]
@@ -131,7 +134,14 @@ class RemoteRoot:
             moves = [[f"{staged}/{name}", name] for name in names]
             journal = orjson.dumps({"run_id": run_id, "moves": moves})
             filesystem.pipe_file(f"{root}/{self._journal_name(ep_id)}", journal)
-            self._apply(filesystem, root, ep_id, moves)
+        try:
+            with storage_errors(self.url):
+                self._apply(filesystem, root, ep_id, moves)
+        except StorageError as error:
+            raise StorageError(
+                f"{ep_id}: the new files are committed but not all in place ({error}); the next command on the episode "
+                "finishes that"
+            ) from error
 
     def _journal_name(self, ep_id: str) -> str:
         return f"{EpisodePaths(self.mirror, ep_id).runs.relative_to(self.mirror).as_posix()}/journal.json"

@@ -17,7 +17,7 @@ import av.error
 import numpy as np
 from numpy.typing import NDArray
 
-from cleanup.errors import VideoError
+from cleanup.errors import DamagedVideoError, VideoError
 from cleanup.interfaces import VideoInfo
 
 
@@ -104,7 +104,8 @@ class VideoFrames:
             Pairs (frame_idx, RGB image of shape (height, width, 3)).
 
         Raises:
-            VideoError: A frame lies beyond the end, or cannot be decoded.
+            VideoError: A frame lies beyond the end.
+            DamagedVideoError: A frame cannot be decoded.
         """
         wanted = sorted(set(frame_indices))
         if not wanted:
@@ -142,7 +143,9 @@ class VideoFrames:
                 if frame_idx is None or frame_idx < target:
                     continue
                 if frame_idx > target:
-                    raise VideoError(f"{self.path}: frame {target} cannot be decoded; the stream is damaged there")
+                    raise DamagedVideoError(
+                        f"{self.path}: frame {target} cannot be decoded; the stream is damaged there"
+                    )
                 self.n_decoded += 1
                 yield frame_idx, np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
                 next_target = next(remaining, None)
@@ -150,8 +153,8 @@ class VideoFrames:
                     return
                 target = next_target
         except av.error.FFmpegError as error:
-            raise VideoError(f"{self.path}: frame {target} cannot be decoded ({error})") from error
-        raise VideoError(f"{self.path}: the video ends before frame {target}; the file is damaged or cut short")
+            raise DamagedVideoError(f"{self.path}: frame {target} cannot be decoded ({error})") from error
+        raise DamagedVideoError(f"{self.path}: the video ends before frame {target}; the file is damaged or cut short")
 
     def close(self) -> None:
         """Releases the decoder and the file."""

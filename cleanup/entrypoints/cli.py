@@ -210,7 +210,12 @@ def season_command(
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first episode that fails.")] = False,
     max_parallel_episodes: Annotated[
         int | None,
-        typer.Option("--max-parallel-episodes", min=1, help="Episodes at once. [local 1, ray 4]", show_default=False),
+        typer.Option(
+            "--max-parallel-episodes",
+            min=1,
+            help="Episodes at once. [one on the local engine, some on Ray]",
+            show_default=False,
+        ),
     ] = None,
     out_root: OUT_ROOT = None,
     progress_file: PROGRESS_FILE = None,

@@ -102,7 +102,7 @@ def _nobody_stops() -> bool:
 
 
 class Tools:
-    """What several episodes may share: the engine with its loaded models, and the Facebank. Made on first use.
+    """What several episodes may share: models, the engine that loaded them, the Facebank. Made on first use.
 
     Use it as a context manager; threads may share it.
 
@@ -117,6 +117,8 @@ class Tools:
         self._stack = contextlib.ExitStack()
         self._engine: Engine | None = None
         self._facebank: PostgresFacebank | None = None
+        self._models: ModelFiles | None = None
+        self._model_sha256: list[str] | None = None
 
     def __enter__(self) -> Tools:
         return self
@@ -132,6 +134,24 @@ class Tools:
                 self._engine = build_engine(self._settings)
                 self._stack.callback(self._engine.close)
             return self._engine
+
+    @property
+    def models(self) -> ModelFiles:
+        """The model files on this machine."""
+        with self._lock:
+            if self._models is None:
+                self._models = find_model_files(find_models(self._settings))
+            return self._models
+
+    @property
+    def model_sha256(self) -> list[str]:
+        """Digests of the model files."""
+        files = self.models
+        with self._lock:
+            if self._model_sha256 is None:
+                paths = (files.recogniser, files.detector)
+                self._model_sha256 = [sha256_of_file(path) for path in paths if path is not None]
+            return self._model_sha256
 
     @property
     def n_model_loads(self) -> int:
@@ -170,7 +190,7 @@ def run_episode_job(
 
     Raises:
         KeyboardInterrupt: A stop was asked for.
-        CleanupError: Of any kind; the episode's files are as they were.
+        CleanupError: Of any kind; the episode's files are as they were, or the message says that they are committed.
     """
     check_ep_id(job.ep_id)
     paths, remote = job.paths, job.root.remote
@@ -211,9 +231,11 @@ def run_episode_job(
             else:
                 progress.fail(str(error) if isinstance(error, CleanupError) else f"{type(error).__name__}: {error}")
             raise
-        finished_path = write_finished(paths, inputs.compute_fingerprint(), report)
-        if remote is not None:
-            remote.put(finished_path)
+        # A shard that failed may succeed another time, so a run that has one is not done.
+        if not report["failed_shards"]:
+            finished_path = write_finished(paths, inputs.compute_fingerprint(), report)
+            if remote is not None:
+                remote.put(finished_path)
         progress.finish(report)
         return report
 
@@ -221,6 +243,10 @@ def run_episode_job(
 def make_run_id() -> str:
     """A fresh id: when, and by which process."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}Z-{os.getpid()}"
+
+
+# Sections and settings that say where a run works and not what comes out of it.
+_PLACES = frozenset({"cluster", "storage", "engine", "models", "facebank_dsn"})
 
 
 class _Inputs:
@@ -257,17 +283,6 @@ class _Inputs:
         return sha256_of_file(self.local_video)
 
     @cached_property
-    def models(self) -> ModelFiles:
-        """The model files."""
-        return find_model_files(find_models(self._job.settings))
-
-    @cached_property
-    def model_sha256(self) -> list[str]:
-        """Digests of the model files."""
-        files = (self.models.recogniser, self.models.detector)
-        return [sha256_of_file(path) for path in files if path is not None]
-
-    @cached_property
     def facebank(self) -> PostgresFacebank | None:
         """The Facebank, if people are to be named and it is there."""
         return self._tools.facebank if "group_clusters" in self._job.actions else None
@@ -277,19 +292,23 @@ class _Inputs:
         """Show whose people are looked up."""
         return self._job.settings.settings.group_clusters.show or show_of(self._job.ep_id)
 
-    def compute_fingerprint(self) -> str:
-        """Digest of all a run depends on, as it is now."""
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """All of it as plain values, as it was when they were asked for first; of files and people their digests."""
         settings = self._job.settings.describe()
-        values = {name: [entry["value"], entry.get("auto")] for name, entry in settings.items()}
-        inputs = {
+        relevant = {k: v for k, v in settings.items() if SPECS[k].section not in _PLACES and k not in _PLACES}
+        return {
             "actions": self._job.actions,
             "write_back": self._job.write_back,
-            "settings": {k: v for k, v in values.items() if SPECS[k].section != "cluster"},
+            "settings": {name: [entry["value"], entry.get("auto")] for name, entry in relevant.items()},
             "video": self.video_sha256 if self.video is not None else None,
-            "models": self.model_sha256 if self.video is not None else None,
+            "models": self._tools.model_sha256 if self.video is not None else None,
             "facebank": self.facebank.compute_digest(self.show) if self.facebank is not None else None,
         }
-        return compute_fingerprint(self._job.paths, inputs)
+
+    def compute_fingerprint(self) -> str:
+        """Digest of the inputs and of the artifacts as they are on disk now."""
+        return compute_fingerprint(self._job.paths, self.values)
 
 
 def _run_locked(
@@ -300,6 +319,7 @@ def _run_locked(
     episode = read_episode(job.paths)
     report = CleanupReport(job.ep_id, run_id, profile=job.settings.profile, write_back=job.write_back)
     report.settings = job.settings.describe()
+    _ = inputs.values  # before anything is read from them: what changes under the run counts as not yet seen
     video, engine, model = None, None, None
     if inputs.video is not None:
         with VideoFrames(inputs.local_video) as frames:
@@ -311,7 +331,7 @@ def _run_locked(
             "which blur and turned heads look more like changes"
         )
     if video is not None or (inputs.facebank is not None and episode.embedding_model is None):
-        model = inputs.models.recogniser.stem
+        model = tools.models.recogniser.stem
     note = ""
     if inputs.facebank is None and "group_clusters" in job.actions:
         note = (
@@ -338,7 +358,7 @@ def _checkpointed(job: EpisodeJob, inputs: _Inputs, tools: Tools) -> Checkpointe
             shutil.rmtree(folder)
         if job.root.remote is not None:
             job.root.remote.remove(folder)
-    key = compute_pass_key(inputs.video_sha256, inputs.model_sha256, worker_spec(job.settings))
+    key = compute_pass_key(inputs.video_sha256, tools.model_sha256, worker_spec(job.settings))
     return CheckpointedEngine(tools.engine, folder, key, job.root.remote)
 
 

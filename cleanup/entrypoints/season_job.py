@@ -16,7 +16,6 @@ from typing import Any
 import orjson
 
 from cleanup.edges.data_root import DataRoot
-from cleanup.edges.onnx_models import find_model_files
 from cleanup.edges.progress_file import RemoteCopy
 from cleanup.edges.write_back import write_synced
 from cleanup.entrypoints import season_progress as states
@@ -24,7 +23,6 @@ from cleanup.entrypoints.episode_job import (
     EpisodeJob,
     Tools,
     choose_engine,
-    find_models,
     make_run_id,
     run_episode_job,
 )
@@ -157,6 +155,7 @@ def run_season_job(
         KeyboardInterrupt: A stop was asked for; all episodes under way have ended, none half written.
         CleanupError: Something that concerns every episode is wrong; none was begun.
     """
+    started = time.monotonic()
     n_parallel = _count_parallel(job)
     if job.video is not None and EP_ID_PLACE not in job.video and len(job.ep_ids) > 1:
         raise SettingsError(f"--video {job.video}: a season has a video per episode; put {EP_ID_PLACE} into the path")
@@ -168,12 +167,11 @@ def run_season_job(
     season = _Season(job, SeasonProgress(run_id, job.ep_ids))
     with Tools(job.settings, job.root) as tools:
         if PIXEL_PHASES & set(job.actions):
-            find_model_files(find_models(job.settings))
+            _ = tools.models
         # Here and not in the episodes' threads: what is wrong with them concerns the season, and Ray wants this thread.
         _ = tools.engine
         if "group_clusters" in job.actions:
             _ = tools.facebank
-        started = time.monotonic()
 
         def show() -> None:
             description = season.progress.describe()
