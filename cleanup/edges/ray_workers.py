@@ -61,7 +61,16 @@ class RayWorker:
     def observe(self, ep_id: str, video: str, samples: pa.Table) -> pa.Table:
         """Observes one shard; see ObservationWorker."""
         assert self._worker is not None
-        table = self._worker.observe(video, samples)
+        try:
+            table = self._worker.observe(video, samples)
+        except DamagedVideoError:
+            raise
+        except VideoError as error:
+            # The driver could read it, so it is this node that does not.
+            raise VideoError(
+                f"{error} (on {socket.gethostname()}); every node has to see the data root at the same path, or it has "
+                "to be a URL"
+            ) from error
         n_frames = schemas.read_provenance(table).n_frames
         n_faces = len(table) - table["embedding"].null_count
         for counter, value in ((self._frames, n_frames), (self._faces, n_faces)):
@@ -276,8 +285,6 @@ class _ActorPool:
 def _own_error(error: ray.exceptions.RayTaskError) -> CleanupError:
     """What a worker raised, in its own kind."""
     cause = error.cause
-    if isinstance(cause, VideoError):
-        return VideoError(f"{cause} (on a node of the cluster: all of them have to see its path, or use a URL)")
     if isinstance(cause, CleanupError):
         return type(cause)(*cause.args)
     return EngineError(f"a worker failed: {type(cause).__name__}: {first_line(cause)}")

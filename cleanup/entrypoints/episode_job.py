@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import shutil
 import threading
@@ -43,13 +44,15 @@ from cleanup.edges.track_metrics import update_track_metrics
 from cleanup.edges.video_frames import VideoFrames
 from cleanup.edges.write_back import commit, hold_episode, stage, write_synced
 from cleanup.episode import Episode, check_ep_id, show_of
-from cleanup.errors import CleanupError, SettingsError, VideoError
+from cleanup.errors import CleanupError, SettingsError, StorageError, VideoError
 from cleanup.interfaces import Engine
 from cleanup.progress import PhaseProgress, ReportProgress
 from cleanup.report import CleanupReport
 from cleanup.resolve_settings import ResolvedSettings
 from cleanup.run import PHASES, PIXEL_PHASES, RunContext, run
 from cleanup.settings import SPECS
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -235,9 +238,19 @@ def run_episode_job(
         if not report["failed_shards"]:
             finished_path = write_finished(paths, inputs.compute_fingerprint(), report)
             if remote is not None:
-                remote.put(finished_path)
+                with _failure_logged(job.ep_id):
+                    remote.put(finished_path)
         progress.finish(report)
         return report
+
+
+@contextlib.contextmanager
+def _failure_logged(ep_id: str) -> Iterator[None]:
+    """For what tidies up after the commit: if storage fails there, the run has succeeded all the same."""
+    try:
+        yield
+    except StorageError as error:
+        _log.warning("%s is finished, but %s", ep_id, error)
 
 
 def make_run_id() -> str:
@@ -346,7 +359,8 @@ def _run_locked(
     report.engine = report.engine or "none"
     record = _finish(job, run_id, refined, report, lease, started)
     if engine is not None:
-        engine.remove_unused()
+        with _failure_logged(job.ep_id):
+            engine.remove_unused()
     return record
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import pyarrow as pa
 import pytest
 import ray
 
+from cleanup import schemas
 from cleanup.edges import ray_workers
 from cleanup.edges.observation_worker import WorkerSpec
 from cleanup.edges.onnx_models import ModelSpec
 from cleanup.edges.ray_workers import RayEngine, RayWorker
 from cleanup.edges.remote_files import NodeCache
 from cleanup.errors import EngineError, VideoError
+from cleanup.progress import ignore_items
 from cleanup.settings import ClusterSettings
 from tests.builders import corrupt_video, snapshot
 from tests.conftest import copy_data
@@ -90,6 +93,7 @@ def test_a_shard_that_kills_its_workers_is_given_up_and_its_tracks_stay(
     after = lines_by_track(drawn)
     assert all(after[track] == before[track] for track in failure["tracks"])
     assert len(after) > len(before), "the other shard's tracks were split"
+    assert not (drawn / "runs" / EP / "finished.json").exists(), "a rerun has to try that shard again"
 
 
 @pytest.mark.ray
@@ -104,6 +108,43 @@ def test_a_stretch_that_cannot_be_decoded_is_not_tried_again(drawn: Path) -> Non
     assert report["observed"]["shards_retried"] == 0
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("session_ray")
+def test_a_node_that_does_not_see_the_video_fails_the_episode(engine: RayEngine, drawn: Path) -> None:
+    with pytest.raises(VideoError, match=r"none\.mp4: no such video.* every node has to see the data root"):
+        engine.observe(EP, str(drawn / "none.mp4"), [one_sample()], ignore_items)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("session_ray")
+def test_an_actor_without_work_is_let_go(engine: RayEngine, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_workers, "_IDLE_S", 0.5)
+    (result,) = engine.observe(EP, str(drawn / "videos" / EP / "episode.mp4"), [one_sample()], ignore_items)
+    assert result.observations is not None and len(result.observations) == 1
+    assert engine.n_model_loads >= 1
+
+    for _ in range(100):
+        if ray.available_resources().get("CPU") == 2:
+            break
+        time.sleep(0.1)
+    assert ray.available_resources()["CPU"] == 2
+
+
+@pytest.fixture
+def engine(drawn: Path) -> Iterator[RayEngine]:
+    spec = WorkerSpec(ModelSpec(str(drawn / "models"), "cpu"), NodeCache("", 0), 1, 0.5, 0.5, 0.7)
+    started = RayEngine(spec, ClusterSettings(max_actors=2))
+    yield started
+    started.close()
+
+
+def one_sample() -> pa.Table:
+    """A shard of one box."""
+    row = {"lineage_id": 1, "track_id": 1, "frame_idx": 3, "bbox": [100.0, 60.0, 180.0, 150.0], "confidence": 0.9,
+           "landmarks": [120.0, 90, 160, 90, 140, 110, 125, 130, 155, 130], "is_sampled": True}  # fmt: skip
+    return schemas.build_table([row], schemas.SAMPLE_SCHEMA)
+
+
 def lines_by_track(root: Path) -> dict[int, list[str]]:
     """Lines of tracks.jsonl and faces.jsonl by track, byte by byte."""
     found: dict[int, list[str]] = {}
@@ -115,15 +156,11 @@ def lines_by_track(root: Path) -> dict[int, list[str]]:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("session_ray")
-def test_an_error_keeps_its_kind_on_its_way_home(drawn: Path) -> None:
-    spec = WorkerSpec(ModelSpec(str(drawn / "models"), "cpu"), NodeCache("", 0), 1, 0.5, 0.5, 0.7)
-    engine = RayEngine(spec, ClusterSettings())
-
+def test_an_error_keeps_its_kind_on_its_way_home(engine: RayEngine) -> None:
     with pytest.raises(VideoError, match="no such thing"):
         engine.run_final(_fail)
     with pytest.raises(EngineError, match="a worker failed: ZeroDivisionError: division by zero"):
         engine.run_final(_divide)
-    engine.close()
 
 
 def _fail() -> None:

@@ -152,10 +152,10 @@ def test_a_publication_that_was_cut_off_is_finished_or_never_was(s3: Any, tmp_pa
 
 
 class _DyingAfter:
-    """A filesystem whose process dies after so many changes."""
+    """A filesystem that fails, or whose process dies, after so many changes."""
 
-    def __init__(self, filesystem: Any, n_calls: int) -> None:
-        self._filesystem, self._left = filesystem, n_calls
+    def __init__(self, filesystem: Any, n_calls: int, error: BaseException | None = None) -> None:
+        self._filesystem, self._left, self._error = filesystem, n_calls, error or KeyboardInterrupt()
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._filesystem, name)
@@ -164,7 +164,7 @@ class _DyingAfter:
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             if self._left == 0:
-                raise KeyboardInterrupt
+                raise self._error
             self._left -= 1
             return method(*args, **kwargs)
 
@@ -180,6 +180,21 @@ def _publish_through(filesystem: Any, root: RemoteRoot, files: list[Path]) -> bo
         except KeyboardInterrupt:
             return True
     return False
+
+
+def test_storage_that_fails_after_the_commit_point_says_so(s3: Any, tmp_path: Path) -> None:
+    root = RemoteRoot(ROOT_URL, tmp_path / "mirror")
+    path = root.mirror / "manifests" / EP / "tracks.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"new")
+    s3.pipe_file(f"season/root/manifests/{EP}/tracks.jsonl", b"old")
+
+    # A staged file, the backup and the journal are written; putting the file into place fails.
+    with pytest.raises(StorageError, match="committed but not all in place .* the next command"):
+        _publish_through(_DyingAfter(s3, 3, ConnectionError("cut off")), root, [path])
+    root.check_out(EP)
+
+    assert path.read_bytes() == s3.cat_file(f"season/root/manifests/{EP}/tracks.jsonl") == b"new"
 
 
 def test_one_run_holds_an_episode_on_all_hosts(s3: Any, tmp_path: Path) -> None:
@@ -233,6 +248,16 @@ def test_the_cache_drops_the_longest_unused_beyond_its_limit(s3: Any, tmp_path: 
     last = cache.fetch("s3://season/d.bin")
 
     assert [p.exists() for p in [*paths, last]] == [False, True, False, True]
+
+
+def test_the_cache_leaves_alone_what_is_still_on_its_way(s3: Any, tmp_path: Path) -> None:
+    part = tmp_path / "cache" / "files" / "other" / ".b.mp4.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"x" * 50)
+    s3.pipe_file("season/a.bin", b"x" * 10)
+    NodeCache(str(tmp_path / "cache"), 1).fetch("s3://season/a.bin")
+
+    assert part.exists()
 
 
 def test_a_file_larger_than_the_cache_is_kept_while_it_is_the_one_asked_for(s3: Any, tmp_path: Path) -> None:

@@ -13,6 +13,10 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from cleanup.edges.data_root import DataRoot
+from cleanup.entrypoints.episode_job import EpisodeJob, parse_actions, run_episode_job
+from cleanup.progress import PhaseProgress
+from cleanup.resolve_settings import resolve_for_run
 from tests.builders import artifacts_of, copy_episode
 from tests.entrypoints.test_cli import EP, cleanup, run
 
@@ -135,6 +139,25 @@ def test_a_second_season_does_nothing_until_something_changes(root: Path) -> Non
     assert set(states_of(named).values()) == {"succeeded"}
     assert set(states_of(forced).values()) == {"succeeded"}
     assert artifacts_of(root, EP).keys() == done.keys()
+
+
+def test_people_who_change_while_a_run_is_at_work_count_as_not_yet_seen(root: Path) -> None:
+    cleanup("facebank", "enroll", "--show", "demo", "--aligned", "--out-root", root, "--models", root / "models",
+            root / "seed_photos")  # fmt: skip
+    settings = resolve_for_run({"models": str(root / "models"), "device": "cpu"}, None, None)
+    job = EpisodeJob(EP, DataRoot(root), parse_actions(None), settings, skips_unchanged=True)
+    removed: list[str] = []
+
+    def remove_somebody(event: PhaseProgress) -> None:
+        if event.phase == "group_clusters" and event.fraction == 1 and not removed:
+            removed.append(min(p.name for p in (root / "seed_photos").iterdir()))
+            cleanup("facebank", "remove", "--show", "demo", "--person", removed[0], "--out-root", root)
+
+    run_episode_job(job, remove_somebody)
+
+    assert removed
+    assert "unchanged" not in run_episode_job(job)
+    assert run_episode_job(job)["unchanged"]
 
 
 def test_a_list_names_episodes_once_and_in_order(root: Path, tmp_path: Path) -> None:
