@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +58,41 @@ def find_warnings(after: EpisodeFigures, settings: ReclusterSettings) -> list[st
 
 
 @dataclass
+class Timings:
+    """Where the time of a run went, so that people can see what to buy more of.
+
+    Attributes:
+        phases: Seconds of each part of the run, one after the other: read, observe (the pass over the pixels), the
+            phases, measure (metrics before and after), write.
+        workers: For each worker of the pass its busy seconds by step (decode, crop, detect, quality, embed), summed
+            over its threads; the steps overlap, so the largest is what the pass waits for.
+    """
+
+    phases: dict[str, float] = field(default_factory=dict)
+    workers: list[dict[str, float]] = field(default_factory=list)
+
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        """Adds the time spent inside to a part of the run."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phases[phase] = self.phases.get(phase, 0.0) + time.perf_counter() - started
+
+    def to_json(self) -> dict[str, Any]:
+        """As the report holds it, in milliseconds' precision."""
+        steps: Counter[str] = Counter()
+        for worker in self.workers:
+            steps.update(worker)
+        return {
+            "phases": {name: round(seconds, 3) for name, seconds in self.phases.items()},
+            "steps": {name: round(seconds, 3) for name, seconds in sorted(steps.items())},
+            "workers": [{name: round(s, 3) for name, s in sorted(worker.items())} for worker in self.workers],
+        }
+
+
+@dataclass
 class CleanupReport:
     """The report of one run, filled in as the run goes on; ``to_json`` is cleanup_report.json.
 
@@ -74,6 +112,7 @@ class CleanupReport:
         files: What was written, and where the backup lies.
         observed: Frames, faces and shards of the pass over the pixels: what was planned and what was done.
         failed_shards: Shards that failed for good; their tracks are as they were.
+        timings: Where the time went, see ``Timings``.
         runtime_sec: Seconds from start to end.
     """
 
@@ -92,6 +131,7 @@ class CleanupReport:
     files: dict[str, Any] = field(default_factory=dict)
     observed: dict[str, int] = field(default_factory=dict)
     failed_shards: list[dict[str, Any]] = field(default_factory=list)
+    timings: Timings = field(default_factory=Timings)
     runtime_sec: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -126,6 +166,7 @@ class CleanupReport:
             models=self.models,
             observed=self.observed,
             failed_shards=self.failed_shards,
+            timings=self.timings.to_json(),
             write_back=self.write_back,
             files=self.files,
             warnings=self.warnings,

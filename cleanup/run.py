@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -137,18 +138,22 @@ def run(
         first = next(name for name in actions if name in PIXEL_PHASES)
         counter = _PhaseCounter(progress, actions, first)
         counter(0, 0, "loading models")
-        episode = _observe(episode, actions, context, counter, report)
-    report.before = measure_episode(episode, context.settings.split_tracks)
+        with report.timings.measure("observe"):
+            episode = _observe(episode, actions, context, counter, report)
+    with report.timings.measure("measure"):
+        report.before = measure_episode(episode, context.settings.split_tracks)
     for name in actions:
         counter = _PhaseCounter(progress, actions, name)
         counter(0, 1)
-        episode, outcome = PHASES[name](episode, context, counter)
+        with report.timings.measure(name):
+            episode, outcome = PHASES[name](episode, context, counter)
         report.phases[name] = outcome
         report.actions.append(name)
         report.warnings += outcome.get("warnings", [])
         counter(1, 1)
-    episode = refresh_identity_figures(episode, context.settings.pooling, context.settings.recluster)
-    report.after = measure_episode(episode, context.settings.split_tracks)
+    with report.timings.measure("measure"):
+        episode = refresh_identity_figures(episode, context.settings.pooling, context.settings.recluster)
+        report.after = measure_episode(episode, context.settings.split_tracks)
     report.warnings += find_warnings(report.after, context.settings.recluster)
     problems = check_conservation(original, episode)
     if problems:
@@ -193,6 +198,7 @@ def _observe(
         raise VideoError(f"{episode.ep_id}: no part of the video could be looked at; {results[0].failure}")
     observations = schemas.merge_observations(seen)
     report.observed = _describe_pass(plan, results)
+    report.timings.workers = _time_workers(results)
     median = _measure_same_faces(episode, observations, recogniser, video, report)
     failed = [(table, result) for table, result in zip(tables, results, strict=True) if result.failure is not None]
     if failed and (episode.dimension not in (None, recogniser["dimension"]) or median < _MIN_MEDIAN_SIMILARITY):
@@ -215,7 +221,7 @@ def _describe_pass(plan: ObservationPlan, results: Sequence[ShardResult]) -> dic
     fresh = [table for table, is_fresh in tables if is_fresh]
     provenances = [schemas.read_provenance(table) for table in fresh]
     return {
-        "frames": plan.n_frames,
+        "frames": sum(len(pc.unique(table["frame_idx"])) for table, _ in tables),
         "faces": plan.n_faces,
         "faces_refined": sum(len(table) - schemas.count_sampled(table) for table, _ in tables),
         "shards": len(results),
@@ -226,6 +232,16 @@ def _describe_pass(plan: ObservationPlan, results: Sequence[ShardResult]) -> dic
         "faces_embedded": sum(len(table) - table["embedding"].null_count for table in fresh),
         "workers": len({p.worker for p in provenances}),
     }
+
+
+def _time_workers(results: Sequence[ShardResult]) -> list[dict[str, float]]:
+    """Busy seconds by step of each worker that did something in this run."""
+    workers: dict[str, Counter[str]] = {}
+    for result in results:
+        if result.observations is not None and result.n_attempts > 0:
+            provenance = schemas.read_provenance(result.observations)
+            workers.setdefault(provenance.worker, Counter()).update(provenance.timings)
+    return [dict(steps) for steps in workers.values()]
 
 
 def _describe_failure(shard: pa.Table, reason: str) -> dict[str, Any]:

@@ -146,11 +146,13 @@ class Provenance:
         worker: Made up anew each time a worker loads its models, so counting them counts the loads.
         models: What the worker says about its models.
         n_frames: Frames it decoded for these rows.
+        timings: Seconds by step (decode, crop, detect, quality, embed), summed over threads; the steps overlap.
     """
 
     worker: str
     models: dict[str, dict[str, object]]
     n_frames: int
+    timings: dict[str, float]
 
 
 def write_provenance(observations: pa.Table, provenance: Provenance) -> pa.Table:
@@ -203,10 +205,18 @@ def embeddings_of(table: pa.Table) -> NDArray[np.float32]:
 
 
 def list_column(matrix: NDArray[np.floating], kind: pa.DataType) -> pa.Array:
-    """An array of shape (n, k) as a list column; rows with NaN become null."""
+    """An array of shape (n, k) as a column of lists of fixed size; rows with NaN become null."""
     is_null = np.isnan(matrix).any(axis=1) if matrix.size else np.zeros(len(matrix), bool)
-    rows = [None if missing else row for row, missing in zip(matrix.tolist(), is_null, strict=True)]
-    return pa.array(rows, type=kind)
+    values = np.where(is_null[:, None], 0, matrix) if is_null.any() else matrix
+    flat = pa.array(np.ascontiguousarray(values).ravel(), kind.value_type)
+    return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=pa.array(is_null))
+
+
+def embedding_column(matrix: NDArray[np.float32], is_valid: NDArray[np.bool_]) -> pa.Array:
+    """Embeddings of shape (n, d) as a column of lists of d; rows that are not valid are null."""
+    flat = pa.array(np.ascontiguousarray(matrix).ravel(), pa.float32())
+    kind = pa.list_(pa.float32(), matrix.shape[1])
+    return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=pa.array(~is_valid))
 
 
 def set_column(table: pa.Table, name: str, values: Any) -> pa.Table:

@@ -80,14 +80,14 @@ class ObserveSettings:
         "auto",
         "device of the detector",
         env="CLEANUP_DEVICE",
-        choices=("auto", "cpu", "cuda", "mps"),
+        choices=("auto", "cpu", "cuda", "tensorrt", "mps"),
         option=True,
     )
     embed_device: str = _setting(
         "same",
         "device of the recogniser; 'same' is that of the detector",
         env="CLEANUP_EMBED_DEVICE",
-        choices=("same", "auto", "cpu", "cuda", "mps"),
+        choices=("same", "auto", "cpu", "cuda", "tensorrt", "mps"),
         option=True,
     )
     stride: int = _setting(

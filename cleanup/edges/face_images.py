@@ -52,7 +52,8 @@ def save_images(episode: Episode, video: str, target: ImageFolder, settings: Out
             by_frame[row["frame_idx"]].append(i)
     best = _best_of_tracks(rows)
     with VideoFrames(video) as frames:
-        for frame_idx, image in frames.read(by_frame):
+        for frame_idx, frame in frames.read(by_frame):
+            image = frame.rgb
             if settings.save_frames:
                 _write(target.folder / "frames" / f"{frame_idx:06d}.jpg", image, settings.jpeg_quality)
             for i in by_frame[frame_idx] if settings.save_crops else []:

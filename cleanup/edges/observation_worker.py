@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import uuid
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -18,8 +19,11 @@ from numpy.typing import NDArray
 
 from cleanup import schemas
 from cleanup.algorithms.box_association import compute_iou_matrix
-from cleanup.algorithms.face_alignment import CROP_SIZE, estimate_pose, estimate_similarity
-from cleanup.edges.onnx_models import MODEL_SUFFIX, DetectedFace, FaceModels, ModelSpec, load_models
+from cleanup.algorithms.face_alignment import estimate_pose, estimate_similarity
+from cleanup.edges.embedding_streams import EmbeddingStreams, MeasuredFaces
+from cleanup.edges.frame_pixels import DecodedFrame
+from cleanup.edges.model_files import MODEL_SUFFIX
+from cleanup.edges.onnx_models import DetectedFace, FaceModels, ModelSpec, load_models
 from cleanup.edges.remote_files import NodeCache, is_url
 from cleanup.edges.video_frames import VideoFrames
 from cleanup.errors import ModelError
@@ -38,7 +42,7 @@ class WorkerSpec:
     Attributes:
         models: Where the models are and where they run.
         cache: Where copies of videos and models behind URLs go.
-        n_threads: Threads for decoding and image work; 0 means all cores.
+        n_threads: Threads for decoding; 0 means all cores.
         min_confidence: Confidence from which a detection counts.
         min_iou: Overlap with its box from which a detection is the face of a box.
         refine_below: Similarity of neighbouring samples below which the boxes between them are embedded too.
@@ -52,18 +56,6 @@ class WorkerSpec:
     refine_below: float
 
 
-@dataclass
-class _Face:
-    """One face on its way through the worker."""
-
-    lineage_id: int
-    row: dict[str, Any]
-    crop: NDArray[np.uint8] | None
-    is_sampled: bool
-    embedding: NDArray[np.float32] | None = None
-    skipped: list[_Face] = field(default_factory=list)
-
-
 class ObservationWorker:
     """Holds the loaded models and observes shard after shard; knows nothing of the engine it runs in.
 
@@ -74,8 +66,7 @@ class ObservationWorker:
 
     def __init__(self, spec: WorkerSpec, load: Callable[[ModelSpec], FaceModels] = load_models) -> None:
         self._spec = spec
-        if spec.n_threads:
-            cv2.setNumThreads(spec.n_threads)
+        cv2.setNumThreads(1)  # crops are too small to share; the streams are what runs side by side
         directory = spec.models.directory
         if is_url(directory):
             directory = str(spec.cache.fetch_folder(directory, MODEL_SUFFIX))
@@ -114,11 +105,13 @@ class ObservationWorker:
         frames = self._open(video)
         n_before = frames.n_decoded
         try:
-            table = _ShardPass(self._spec, self._models, on_faces).run(samples, frames)
+            shard = _ShardPass(self._spec, self._models, samples, on_faces)
+            table = shard.run(frames)
         except BaseException:
             self.close()
             raise
-        provenance = schemas.Provenance(self._id, self.describe_models(), frames.n_decoded - n_before)
+        timings = {name: round(seconds, 4) for name, seconds in sorted(shard.timings.items())}
+        provenance = schemas.Provenance(self._id, self.describe_models(), frames.n_decoded - n_before, timings)
         return schemas.write_provenance(table, provenance)
 
     def _open(self, video: str) -> VideoFrames:
@@ -150,64 +143,91 @@ def read_ahead(items: Iterator[_T], depth: int) -> Generator[_T, None, None]:
 
 
 class _ShardPass:
-    """State of one pass: a pending batch, and per lineage the last embedded sample with what lies behind it."""
+    """One pass over a shard: its sampled faces, then those between two neighbours that disagree.
 
-    def __init__(self, spec: WorkerSpec, models: FaceModels, on_faces: Callable[[int], None] | None) -> None:
+    Arrays hold one entry per row of the samples.
+    """
+
+    def __init__(
+        self, spec: WorkerSpec, models: FaceModels, samples: pa.Table, on_faces: Callable[[int], None] | None
+    ) -> None:
         self._spec, self._models, self._on_faces = spec, models, on_faces
-        self._batch: list[_Face] = []
-        self._previous: dict[int, _Face] = {}
-        self._between: dict[int, list[_Face]] = defaultdict(list)
-        self._done: list[_Face] = []
-        self._n_sampled = 0
+        self._samples = samples
+        n_rows = len(samples)
+        self._frames, self._lineages = schemas.ints_of(samples, "frame_idx"), schemas.ints_of(samples, "lineage_id")
+        self._boxes = schemas.matrix_of(samples["bbox"], 4)
+        self._landmarks = schemas.matrix_of(samples["landmarks"], 10)
+        self._is_sampled = samples["is_sampled"].to_numpy()
+        self._matrices = estimate_similarity(self._landmarks.reshape(-1, 5, 2))
+        self._times = np.full(n_rows, np.nan)
+        self._raw = np.full((n_rows, models.recogniser.dimension), np.nan, np.float32)
+        self._sharpness, self._contrast = np.full(n_rows, np.nan), np.full(n_rows, np.nan)
+        self._reasons: list[str | None] = [None] * n_rows
+        self._is_done = np.zeros(n_rows, bool)
+        self._held: dict[int, NDArray[np.uint8]] = {}
+        self.timings: dict[str, float] = defaultdict(float)
 
-    def run(self, samples: pa.Table, video: VideoFrames) -> pa.Table:
-        by_frame: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for row in samples.to_pylist():
-            by_frame[row["frame_idx"]].append(row)
-        with contextlib.closing(read_ahead(video.read(by_frame), _FRAMES_AHEAD)) as frames:
-            for frame_idx, image in frames:
+    def run(self, video: VideoFrames) -> pa.Table:
+        wanted = np.flatnonzero(np.isin(self._frames, self._frames[self._is_sampled]))
+        self._look(video, wanted, self._is_sampled)
+        doubtful = self._find_doubtful()
+        held = [row for row in doubtful if row in self._held]
+        with self._streams() as streams:
+            for row in held:
+                streams.add(row, self._held[row])
+            streams.finish()
+        self._look(video, np.setdiff1d(doubtful, held), np.ones(len(self._samples), bool))
+        return self._build_table()
+
+    def _streams(self) -> EmbeddingStreams:
+        return EmbeddingStreams(self._models.recogniser, self._keep, self.timings)
+
+    def _look(self, video: VideoFrames, rows: NDArray[np.intp], is_embedded: NDArray[np.bool_]) -> None:
+        """Reads the frames of rows and cuts their faces out; those that are not to be embedded are held for later."""
+        by_frame: dict[int, list[int]] = defaultdict(list)
+        for row in rows.tolist():
+            by_frame[int(self._frames[row])].append(row)
+        source = self._timed(video.read(by_frame))
+        with contextlib.closing(read_ahead(source, _FRAMES_AHEAD)) as frames, self._streams() as streams:
+            for frame_idx, frame in frames:
                 for row in by_frame[frame_idx]:
-                    self._take(row, image, video.timestamp_s(frame_idx))
-        self._flush()
-        dimension = self._models.recogniser.dimension
-        faces = sorted(self._done, key=lambda f: (f.row["track_id"], f.row["frame_idx"]))
-        rows = [{**f.row, "embedding": f.embedding, "is_sampled": f.is_sampled} for f in faces]
-        return schemas.build_table(rows, schemas.observation_schema(dimension))
+                    self._times[row] = video.timestamp_s(frame_idx)
+                    crop = self._cut_out(row, frame, may_detect=bool(is_embedded[row]))
+                    if crop is None:
+                        continue
+                    if is_embedded[row]:
+                        streams.add(row, crop)
+                    else:
+                        self._held[row] = crop
+            streams.finish()
 
-    def _take(self, row: dict[str, Any], image: NDArray[np.uint8], ts: float) -> None:
-        is_sampled = row["is_sampled"]
-        landmarks = row["landmarks"]
-        if landmarks is None:
-            if not is_sampled:
+    def _timed(self, frames: Iterator[_T]) -> Iterator[_T]:
+        while True:
+            started = time.perf_counter()
+            frame = next(frames, None)
+            self.timings["decode"] += time.perf_counter() - started
+            if frame is None:
                 return
-            found = self._find_face(image, np.array(row["bbox"]))
+            yield frame
+
+    def _cut_out(self, row: int, frame: DecodedFrame, *, may_detect: bool) -> NDArray[np.uint8] | None:
+        """The aligned crop of a row's face; None where there is none to be had."""
+        if may_detect and np.isnan(self._landmarks[row]).any():
+            started = time.perf_counter()
+            found = self._find_face(frame.rgb, self._boxes[row])
+            self.timings["detect"] += time.perf_counter() - started
             if found is not None:
-                landmarks = found.landmarks.astype(np.float64).round(2).ravel().tolist()
-        box = np.array(row["bbox"])
-        observed: dict[str, Any] = {
-            "track_id": row["track_id"],
-            "frame_idx": row["frame_idx"],
-            "ts": ts,
-            "bbox": row["bbox"],
-            "landmarks": landmarks,
-            # The detector's own confidence in landmarks found here is not kept in any artifact, so it is not used: a
-            # second run, which finds the landmarks written, has to judge as the first did.
-            "confidence": row["confidence"],
-            "size_px": float(min(box[2] - box[0], box[3] - box[1])),
-        }
-        face = _Face(row["lineage_id"], observed, None, is_sampled)
-        matrix = None if landmarks is None else estimate_similarity(np.array(landmarks).reshape(1, 5, 2))[0]
-        if matrix is None or not np.isfinite(matrix).all():
-            if is_sampled:
-                observed["reject_reason"] = "no_face"
-                self._finish(face)
-            return
-        face.crop = cv2.warpAffine(image, matrix, (CROP_SIZE, CROP_SIZE), borderValue=0.0)
-        if not is_sampled:
-            self._between[face.lineage_id].append(face)
-            return
-        face.skipped = self._between.pop(face.lineage_id, [])
-        self._enqueue(face)
+                self._landmarks[row] = found.landmarks.astype(np.float64).round(2).ravel()
+                self._matrices[row] = estimate_similarity(self._landmarks[row].reshape(1, 5, 2))[0]
+        if np.isfinite(self._matrices[row]).all():
+            started = time.perf_counter()
+            crop = frame.align_face(self._matrices[row])
+            self.timings["crop"] += time.perf_counter() - started
+            return crop
+        if self._is_sampled[row]:
+            self._reasons[row] = "no_face"
+            self._mark_done([row])
+        return None
 
     def _find_face(self, image: NDArray[np.uint8], box: NDArray[np.float64]) -> DetectedFace | None:
         """The face of a box, found by the detector in the region around it."""
@@ -235,54 +255,79 @@ class _ShardPass:
         best = int(np.argmax(overlaps)) if overlaps else -1
         return faces[best] if best >= 0 and overlaps[best] >= self._spec.min_iou else None
 
-    def _enqueue(self, face: _Face) -> None:
-        self._batch.append(face)
-        self._flush(self._models.recogniser.batch_size)
+    def _keep(self, rows: list[int], measured: MeasuredFaces) -> None:
+        self._raw[rows] = measured.embeddings
+        self._sharpness[rows], self._contrast[rows] = measured.sharpness, measured.contrast
+        self._mark_done(rows)
 
-    def _flush(self, min_faces: int = 1) -> None:
-        """Embeds what is pending; neighbours that disagree bring in the boxes between them."""
-        size = self._models.recogniser.batch_size
-        while len(self._batch) >= min_faces:
-            batch, self._batch = self._batch[:size], self._batch[size:]
-            raw = self._models.recogniser.embed(np.stack([f.crop for f in batch if f.crop is not None]))
-            for face, vector in zip(batch, raw, strict=True):
-                self._measure(face, vector)
-            for face in batch:
-                if not face.is_sampled:
-                    continue
-                previous = self._previous.get(face.lineage_id)
-                if previous is not None and self._disagree(previous, face):
-                    self._batch.extend(face.skipped)
-                face.skipped = []
-                self._previous[face.lineage_id] = face
+    def _mark_done(self, rows: list[int]) -> None:
+        self._is_done[rows] = True
+        if self._on_faces is not None:
+            self._on_faces(int(np.count_nonzero(self._is_done & self._is_sampled)))
 
-    def _disagree(self, a: _Face, b: _Face) -> bool:
-        if a.embedding is None or b.embedding is None:
-            return False
-        return float(a.embedding @ b.embedding) < self._spec.refine_below
+    def _find_doubtful(self) -> NDArray[np.intp]:
+        """Rows with landmarks that lie between two embedded neighbours of a lineage which disagree."""
+        unit, _, is_embedded = self._unit_rows()
+        is_face = self._is_sampled & np.isfinite(self._sharpness)
+        is_spare = ~self._is_sampled & np.isfinite(self._matrices).all(axis=(1, 2))
+        order = np.lexsort((self._frames, self._lineages))
+        faces = order[is_face[order]]
+        first, second = faces[:-1], faces[1:]
+        is_pair = self._lineages[first] == self._lineages[second]
+        first, second = first[is_pair], second[is_pair]
+        is_apart = (unit[first] * unit[second]).sum(axis=1) < self._spec.refine_below
+        is_apart &= is_embedded[first] & is_embedded[second]
+        found = [
+            np.flatnonzero(
+                is_spare
+                & (self._lineages == self._lineages[a])
+                & (self._frames > self._frames[a])
+                & (self._frames < self._frames[b])
+            )
+            for a, b in zip(first[is_apart], second[is_apart], strict=True)
+        ]
+        return np.concatenate([np.zeros(0, np.intp), *found])
 
-    def _measure(self, face: _Face, vector: NDArray[np.float32]) -> None:
-        assert face.crop is not None
-        grey = cv2.cvtColor(face.crop, cv2.COLOR_RGB2GRAY)
-        norm = float(np.sqrt((vector.astype(np.float64) ** 2).sum()))
-        yaw, pitch = estimate_pose(np.array(face.row["landmarks"]).reshape(1, 5, 2))
-        face.row.update(
-            sharpness=float(cv2.Laplacian(grey, cv2.CV_64F).var()),
-            contrast=float(grey.std()),
-            yaw=float(yaw[0]),
-            pitch=float(pitch[0]),
-            norm=norm,
+    def _unit_rows(self) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_]]:
+        """Embeddings of norm 1 (zero where there is none), the norms they had, and which rows have one."""
+        norms = np.sqrt((self._raw.astype(np.float64) ** 2).sum(axis=1))
+        is_embedded = np.isfinite(norms) & (norms > 0)
+        unit = np.zeros_like(self._raw)
+        unit[is_embedded] = (self._raw[is_embedded] / norms[is_embedded, None]).astype(np.float32)
+        return unit, norms, is_embedded
+
+    def _build_table(self) -> pa.Table:
+        unit, norms, is_embedded = self._unit_rows()
+        is_measured = np.isfinite(self._sharpness)
+        angles = estimate_pose(self._landmarks.reshape(-1, 5, 2))
+        yaw, pitch = (np.where(is_measured, angle, np.nan) for angle in angles)
+        for row in np.flatnonzero(is_measured & ~is_embedded):
+            self._reasons[row] = "no_embedding"
+        samples, size = self._samples, self._boxes[:, 2:] - self._boxes[:, :2]
+        table = pa.table(
+            {
+                "track_id": samples["track_id"],
+                "frame_idx": samples["frame_idx"],
+                "ts": self._times,
+                "bbox": samples["bbox"],
+                "landmarks": schemas.list_column(self._landmarks, schemas.LANDMARKS),
+                # The detector's own confidence in landmarks found here is not kept in any artifact, so it is not used:
+                # a second run, which finds the landmarks written, has to judge as the first did.
+                "confidence": samples["confidence"],
+                "size_px": size.min(axis=1),
+                "sharpness": _nullable(self._sharpness),
+                "contrast": _nullable(self._contrast),
+                "yaw": _nullable(yaw),
+                "pitch": _nullable(pitch),
+                "norm": _nullable(np.where(is_measured, norms, np.nan)),
+                "embedding": schemas.embedding_column(unit, is_embedded),
+                "is_sampled": samples["is_sampled"],
+                "reject_reason": pa.array(self._reasons, pa.string()),
+            },
+            schema=schemas.observation_schema(self._models.recogniser.dimension),
         )
-        if np.isfinite(norm) and norm > 0:
-            face.embedding = (vector / norm).astype(np.float32)
-        else:
-            face.row["reject_reason"] = "no_embedding"
-        face.crop = None
-        self._finish(face)
+        return table.filter(self._is_done).sort_by([("track_id", "ascending"), ("frame_idx", "ascending")])
 
-    def _finish(self, face: _Face) -> None:
-        self._done.append(face)
-        if face.is_sampled:
-            self._n_sampled += 1
-            if self._on_faces is not None:
-                self._on_faces(self._n_sampled)
+
+def _nullable(values: NDArray[np.float64]) -> pa.Array:
+    return pa.array(values, pa.float64(), from_pandas=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cleanup.edges.onnx_sessions import GPU_DEVICES
 from cleanup.errors import EngineError, SettingsError
 from cleanup.settings import ClusterSettings
 
@@ -91,7 +92,7 @@ def plan_pool(
     if settings.max_actors and settings.max_actors < settings.min_actors:
         raise SettingsError(f"max_actors ({settings.max_actors}) is less than min_actors ({settings.min_actors})")
     with_gpus = [group for group in groups if group.gpus > 0]
-    if not gpus and (device == "cuda" or (device == "auto" and with_gpus)):
+    if not gpus and (device in GPU_DEVICES or (device == "auto" and with_gpus)):
         gpus = 1.0
     cpus = settings.cpus_per_actor
     if not cpus:

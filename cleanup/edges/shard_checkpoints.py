@@ -24,7 +24,7 @@ from cleanup.interfaces import Engine, OnShard, ShardResult, ignore_shard
 from cleanup.progress import ReportItems, ignore_items
 
 # Goes up when observations are made in another way from the same inputs.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def compute_pass_key(video_sha256: str, model_sha256: Sequence[str], spec: WorkerSpec) -> str:

@@ -2,23 +2,29 @@
 
 OpenCV's frame seek is not exact with B-frames, variable frame rates or edit lists, so PyAV is used: the packets are
 indexed once without decoding, a seek goes to the keyframe at or before the wanted frame, and decoding runs forward.
+Frames that are neither wanted nor referred to by others are left out by the decoder.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Iterator
+import contextlib
+import os
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import av
 import av.error
-import numpy as np
-from numpy.typing import NDArray
 
+from cleanup.edges.frame_pixels import DecodedFrame
 from cleanup.errors import DamagedVideoError, VideoError
 from cleanup.interfaces import VideoInfo
+
+# FFmpeg advises against more threads for one stream.
+_MAX_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class VideoFrames:
 
     Args:
         path: The video file.
-        n_threads: Decoder threads; 0 lets FFmpeg choose.
+        n_threads: Decoder threads; 0 means all cores.
 
     Raises:
         VideoError: The file is missing, is no video, or holds no frames.
@@ -51,7 +57,7 @@ class VideoFrames:
             self._container.close()
             raise VideoError(f"{self.path}: the file has no video stream")
         self._stream = self._container.streams.video[0]
-        self._stream.codec_context.thread_count = n_threads
+        self._stream.codec_context.thread_count = min(n_threads or os.cpu_count() or 1, _MAX_THREADS)
         self._stream.thread_type = "AUTO"
         self._index = self._read_index()
         self._frame_of_pts = {pts: i for i, pts in enumerate(self._index.pts)}
@@ -94,14 +100,14 @@ class VideoFrames:
         """Presentation time of a frame in seconds, counted from the first frame."""
         return (self._index.pts[frame_idx] - self._index.pts[0]) * self._index.time_base
 
-    def read(self, frame_indices: Iterable[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def read(self, frame_indices: Iterable[int]) -> Iterator[tuple[int, DecodedFrame]]:
         """Decodes the wanted frames in order.
 
         Args:
             frame_indices: Frame numbers, any order; each is decoded once.
 
         Yields:
-            Pairs (frame_idx, RGB image of shape (height, width, 3)).
+            Pairs (frame_idx, frame).
 
         Raises:
             VideoError: A frame lies beyond the end.
@@ -133,28 +139,44 @@ class VideoFrames:
             last += 1
         return last
 
-    def _decode_run(self, keyframe: int, wanted: list[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        remaining = iter(wanted)
-        target = next(remaining)
+    def _decode_run(self, keyframe: int, wanted: list[int]) -> Iterator[tuple[int, DecodedFrame]]:
+        expected = deque(wanted)
         try:
-            self._container.seek(self._index.pts[keyframe], stream=self._stream, backward=True, any_frame=False)
-            for frame in self._container.decode(self._stream):
-                frame_idx = self._frame_of_pts.get(frame.pts) if frame.pts is not None else None
-                if frame_idx is None or frame_idx < target:
-                    continue
-                if frame_idx > target:
-                    raise DamagedVideoError(
-                        f"{self.path}: frame {target} cannot be decoded; the stream is damaged there"
-                    )
-                self.n_decoded += 1
-                yield frame_idx, np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-                next_target = next(remaining, None)
-                if next_target is None:
-                    return
-                target = next_target
+            # Closed by force: frames still inside the decoder are let go before anything else is asked of it.
+            with contextlib.closing(self._decode_packets(keyframe, wanted)) as frames:
+                for frame in frames:
+                    frame_idx = self._frame_of_pts.get(frame.pts) if frame.pts is not None else None
+                    if frame_idx is None or frame_idx < expected[0]:
+                        continue
+                    if frame_idx > expected[0]:
+                        raise DamagedVideoError(
+                            f"{self.path}: frame {expected[0]} cannot be decoded; the stream is damaged there"
+                        )
+                    self.n_decoded += 1
+                    expected.popleft()
+                    yield frame_idx, DecodedFrame(frame)
+                    if not expected:
+                        return
         except av.error.FFmpegError as error:
-            raise DamagedVideoError(f"{self.path}: frame {target} cannot be decoded ({error})") from error
-        raise DamagedVideoError(f"{self.path}: the video ends before frame {target}; the file is damaged or cut short")
+            raise DamagedVideoError(f"{self.path}: frame {expected[0]} cannot be decoded ({error})") from error
+        raise DamagedVideoError(
+            f"{self.path}: the video ends before frame {expected[0]}; the file is damaged or cut short"
+        )
+
+    def _decode_packets(self, keyframe: int, wanted: list[int]) -> Generator[av.VideoFrame, None, None]:
+        """Frames from a keyframe on, wanted and referred to, until all packets of the wanted ones are decoded."""
+        codec = self._stream.codec_context
+        unsent = {self._index.pts[i] for i in wanted}
+        self._container.seek(self._index.pts[keyframe], stream=self._stream, backward=True, any_frame=False)
+        for packet in self._container.demux(self._stream):
+            if packet.size == 0:
+                break
+            codec.skip_frame = "DEFAULT" if packet.pts in unsent or packet.pts is None else "NONREF"
+            unsent.discard(packet.pts)
+            yield from codec.decode(packet)
+            if not unsent:
+                break
+        yield from codec.decode(None)
 
     def close(self) -> None:
         """Releases the decoder and the file."""

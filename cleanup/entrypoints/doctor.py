@@ -76,7 +76,7 @@ def _check_ffmpeg() -> str:
 def _check_onnxruntime() -> str:
     import onnxruntime
 
-    from cleanup.edges.onnx_models import KEEP_ONE, find_onnxruntime_distributions, has_nvidia_driver
+    from cleanup.edges.onnx_sessions import KEEP_ONE, find_onnxruntime_distributions, has_nvidia_driver
 
     found = " and ".join(find_onnxruntime_distributions())
     if " and " in found:

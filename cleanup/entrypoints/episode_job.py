@@ -25,15 +25,15 @@ from cleanup.edges.data_root import DataRoot
 from cleanup.edges.face_images import ImageFolder, save_images
 from cleanup.edges.finished_run import compute_fingerprint, read_finished, write_finished
 from cleanup.edges.local_workers import LocalEngine
-from cleanup.edges.observation_worker import WorkerSpec
-from cleanup.edges.onnx_models import (
+from cleanup.edges.model_files import (
     MODEL_SUFFIX,
     ModelFiles,
-    ModelSpec,
     find_model_files,
     resolve_model_directory,
     sha256_of_file,
 )
+from cleanup.edges.observation_worker import WorkerSpec
+from cleanup.edges.onnx_models import ModelSpec
 from cleanup.edges.pool_sizing import GIB
 from cleanup.edges.postgres_facebank import PostgresFacebank, open_embedded_facebank
 from cleanup.edges.progress_file import ProgressFile
@@ -152,8 +152,7 @@ class Tools:
         files = self.models
         with self._lock:
             if self._model_sha256 is None:
-                paths = (files.recogniser, files.detector)
-                self._model_sha256 = [sha256_of_file(path) for path in paths if path is not None]
+                self._model_sha256 = [sha256_of_file(path) for path in files.paths]
             return self._model_sha256
 
     @property
@@ -329,8 +328,9 @@ def _run_locked(
 ) -> dict[str, Any]:
     started = time.monotonic()
     settings = job.settings.settings
-    episode = read_episode(job.paths)
     report = CleanupReport(job.ep_id, run_id, profile=job.settings.profile, write_back=job.write_back)
+    with report.timings.measure("read"):
+        episode = read_episode(job.paths)
     report.settings = job.settings.describe()
     _ = inputs.values  # before anything is read from them: what changes under the run counts as not yet seen
     video, engine, model = None, None, None
@@ -446,11 +446,12 @@ def _finish(
         "faces.npy": paths.embeddings,
         "identities.json": paths.identities,
     }
-    contents = {targets[name]: content for name, content in render_episode(after, now).items()}
-    contents[paths.track_metrics] = update_track_metrics(after, report)
-    changed = [path for path, content in contents.items() if not _is_same(path, content)]
-    staged = stage(paths, run_id, contents)
-    problems = find_violations(staged)
+    with report.timings.measure("write"):
+        contents = {targets[name]: content for name, content in render_episode(after, now).items()}
+        contents[paths.track_metrics] = update_track_metrics(after, report)
+        changed = [path for path, content in contents.items() if not _is_same(path, content)]
+        staged = stage(paths, run_id, contents)
+        problems = find_violations(staged)
     if problems:
         raise CleanupError(
             f"{job.ep_id}: internal error, nothing was written: the result breaks an invariant ({problems[0]}); "

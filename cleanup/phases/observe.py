@@ -96,13 +96,11 @@ class ObservationPlan:
         samples: SAMPLE_SCHEMA in pixels.
         shards: Lineage ids per shard.
         n_faces: Boxes that are embedded in any case.
-        n_frames: Frames that are needed, each counted once.
     """
 
     samples: pa.Table
     shards: list[list[int]]
     n_faces: int
-    n_frames: int
 
     def tables(self) -> list[pa.Table]:
         """The samples of each shard."""
@@ -156,5 +154,4 @@ def plan_observations(
     # Boxes between two samples are looked at only if they have landmarks: they are not worth a detection.
     samples = samples.filter(pc.or_(samples["is_sampled"], pc.is_valid(samples["landmarks"])))
     shards = plan_shards(loads, FACES_PER_SHARD)
-    n_frames = len(pc.unique(samples["frame_idx"]))
-    return ObservationPlan(samples, shards, int(is_sampled.sum()), n_frames)
+    return ObservationPlan(samples, shards, int(is_sampled.sum()))

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cleanup.edges import onnx_models
-from cleanup.edges.onnx_models import ModelSpec, find_model_files, load_models, resolve_model_directory
+from cleanup.edges import onnx_sessions
+from cleanup.edges.model_files import find_model_files, resolve_model_directory
+from cleanup.edges.onnx_models import ModelSpec, load_models
 from cleanup.errors import ModelError
 
 
@@ -76,7 +77,7 @@ def test_an_empty_folder_and_a_missing_one_are_named(tmp_path: Path) -> None:
         resolve_model_directory(str(tmp_path / "none"))
 
 
-@pytest.mark.skipif(onnx_models.has_nvidia_driver(), reason="this machine has a GPU")
+@pytest.mark.skipif(onnx_sessions.has_nvidia_driver(), reason="this machine has a GPU")
 def test_cuda_asked_for_and_not_there_is_an_error(drawn: Path) -> None:
     with pytest.raises(ModelError, match="device cuda was asked for"):
         load_models(ModelSpec(str(drawn / "models"), "cuda"))
@@ -89,5 +90,5 @@ def test_two_onnxruntime_distributions_are_an_error_where_cuda_matters(monkeypat
     with pytest.raises(
         ModelError, match="both onnxruntime-gpu 1.0 and onnxruntime 1.0 are installed; keep exactly one"
     ):
-        onnx_models.check_onnxruntime_distribution("cuda")
-    assert onnx_models.check_onnxruntime_distribution("cpu") == "onnxruntime-gpu 1.0 and onnxruntime 1.0"
+        onnx_sessions.check_onnxruntime_distribution("cuda")
+    assert onnx_sessions.check_onnxruntime_distribution("cpu") == "onnxruntime-gpu 1.0 and onnxruntime 1.0"

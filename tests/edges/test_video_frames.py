@@ -40,7 +40,7 @@ def test_frames_are_exact(tmp_path: Path, wanted: list[int], is_variable: bool) 
         in_order = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
 
     with VideoFrames(path) as video:
-        found = dict(video.read(wanted))
+        found = {i: frame.rgb for i, frame in video.read(wanted)}
 
         assert list(found) == sorted(wanted)
         assert all(np.array_equal(image, in_order[i]) for i, image in found.items())
