@@ -47,6 +47,14 @@ def ignore_shard(_number: int, _result: ShardResult) -> None:
     """Takes a shard's result and does nothing with it."""
 
 
+RunMany = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
+
+
+def run_in_turn(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Calls a function with the arguments of each task, one after the other."""
+    return [function(*task) for task in tasks]
+
+
 class Engine(Protocol):
     """Runs the pass over the pixels, and the final task; serves one episode after the other, or several at once.
 
@@ -88,6 +96,13 @@ class Engine(Protocol):
 
     def run_final(self, function: Callable[..., Any], *args: Any) -> Any:
         """Calls a function of the package where the engine runs its tasks and returns its result."""
+
+    def run_many(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Calls a function of the package with the arguments of each task, side by side in other processes.
+
+        Returns:
+            The results in the order of the tasks.
+        """
 
     def close(self) -> None:
         """Frees the workers."""

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from cleanup import schemas
 from cleanup.episode import Episode
 from cleanup.errors import ArtifactError, CleanupError, VideoError
-from cleanup.interfaces import Engine, Facebank, ShardResult, VideoInfo
+from cleanup.interfaces import Engine, Facebank, RunMany, ShardResult, VideoInfo, run_in_turn
 from cleanup.phases.group_clusters import group_clusters
 from cleanup.phases.identity_rows import refresh_identity_figures
 from cleanup.phases.observe import ObservationPlan, attach_detections, plan_observations
@@ -41,6 +41,7 @@ class RunContext:
         facebank_note: See above.
         show: Show whose people are looked up.
         model: Name of the recogniser, or None where the run loads none.
+        run_many: Runs independent parts of a large computation side by side.
     """
 
     settings: Settings
@@ -50,6 +51,7 @@ class RunContext:
     facebank_note: str
     show: str
     model: str | None
+    run_many: RunMany = run_in_turn
 
 
 Phase = Callable[[Episode, RunContext, ReportItems], tuple[Episode, dict[str, Any]]]
@@ -66,7 +68,8 @@ def _reembed(episode: Episode, context: RunContext, report: ReportItems) -> tupl
 
 
 def _recluster(episode: Episode, context: RunContext, report: ReportItems) -> tuple[Episode, dict[str, Any]]:
-    return recluster(episode, context.settings.recluster, context.settings.pooling, report)
+    settings = context.settings
+    return recluster(episode, settings.recluster, settings.pooling, report, context.run_many)
 
 
 def _group_clusters(episode: Episode, context: RunContext, report: ReportItems) -> tuple[Episode, dict[str, Any]]:

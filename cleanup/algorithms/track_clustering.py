@@ -1,205 +1,16 @@
-"""Exact average-linkage clustering of track vectors on cosine similarity, with pairs that must not be joined."""
+"""What follows the linkage: ejected outliers, a second look at singletons, clusters that share views."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial.distance import squareform
 
-NOISE = -1
-# Rows of the similarity matrix computed at a time: bounds memory at this many rows times all tracks, in float32.
+from cleanup.algorithms.average_linkage import Conflicts, Merge
+
+# Rows of the similarity matrix computed at a time: bounds memory at this many rows times all views, in float32.
 _BLOCK_ROWS = 2048
 # Similarities are compared after rounding, so that the order of additions in a BLAS does not decide a tie.
 _DECIMALS = 6
-
-
-@dataclass(frozen=True)
-class Conflicts:
-    """Pairs of tracks that must not share a cluster, as index pairs into the vectors, shape (m, 2)."""
-
-    pairs: NDArray[np.int64]
-
-    @staticmethod
-    def of(pairs: Iterable[tuple[int, int]]) -> Conflicts:
-        """Conflicts from index pairs in any order."""
-        unique = sorted({(min(a, b), max(a, b)) for a, b in pairs if a != b})
-        return Conflicts(np.array(unique, np.int64).reshape(-1, 2))
-
-
-@dataclass(frozen=True)
-class Merge:
-    """Two clusters that were joined, named by their lowest indices.
-
-    Attributes:
-        first: Lowest index in the one cluster.
-        second: Lowest index in the other.
-        sizes: Tracks in each.
-        similarity: Mean cosine between them, or of the supporting pairs.
-        evidence: ``average_linkage``, ``views`` or ``singleton``.
-        n_supporting_pairs: Pairs of tracks the similarity is the mean of.
-    """
-
-    first: int
-    second: int
-    sizes: tuple[int, int]
-    similarity: float
-    evidence: str
-    n_supporting_pairs: int
-
-
-@dataclass(frozen=True)
-class Clustering:
-    """Labels 0..k-1 in order of first appearance, shape (n,), and the merges that led to them."""
-
-    labels: NDArray[np.int64]
-    merges: list[Merge]
-
-
-def find_components(vectors: NDArray[np.floating], min_similarity: float) -> NDArray[np.int64]:
-    """Connected components of the graph of pairs with at least this similarity; shape (n,).
-
-    An average at or above a cut needs one pair at or above it, so no average-linkage cluster spans two components.
-    """
-    n_tracks = len(vectors)
-    rows = np.asarray(vectors, np.float32)
-    sources, targets = [], []
-    for start in range(0, n_tracks, _BLOCK_ROWS):
-        block = rows[start : start + _BLOCK_ROWS] @ rows.T
-        i, j = np.nonzero(block >= min_similarity - 10.0**-_DECIMALS)
-        keep = i + start < j
-        sources.append(i[keep] + start)
-        targets.append(j[keep])
-    source, target = np.concatenate(sources), np.concatenate(targets)
-    graph = coo_array((np.ones(len(source), bool), (source, target)), shape=(n_tracks, n_tracks))
-    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
-
-
-def cluster_tracks(vectors: NDArray[np.floating], min_similarity: float, conflicts: Conflicts) -> Clustering:
-    """Average-linkage agglomerative clustering down to a mean similarity.
-
-    The two clusters with the highest mean pairwise cosine are joined, again and again, as long as that mean reaches
-    the cut and no pair between them is in conflict. Without conflicts the partition is that of scikit-learn's
-    AgglomerativeClustering (average, cosine) at distance ``1 - min_similarity``. Ties go to the lowest indices.
-
-    Args:
-        vectors: Unit rows, shape (n, d).
-        min_similarity: The cut, as a cosine.
-        conflicts: Pairs that are never joined.
-    """
-    n_tracks = len(vectors)
-    if n_tracks == 0:
-        return Clustering(np.zeros(0, np.int64), [])
-    merges: list[Merge] = []
-    component = find_components(vectors, min_similarity)
-    order = np.argsort(component, kind="stable")
-    bounds = np.flatnonzero(np.diff(component[order])) + 1
-    inside = component[conflicts.pairs[:, 0]] == component[conflicts.pairs[:, 1]]
-    pairs_of: dict[int, list[tuple[int, int]]] = {}
-    for a, b in conflicts.pairs[inside].tolist():
-        pairs_of.setdefault(int(component[a]), []).append((a, b))
-    labels = np.zeros(n_tracks, np.int64)
-    n_labels = 0
-    for members in np.split(order, bounds):
-        pairs = pairs_of.get(int(component[members[0]]), [])
-        rows = np.asarray(vectors[members], np.float64)
-        local = _cluster_component(rows, min_similarity, members, pairs, merges)
-        labels[members] = local + n_labels
-        n_labels += int(local.max()) + 1
-    merges.sort(key=lambda m: (-m.similarity, m.first, m.second))
-    return Clustering(relabel(labels), merges)
-
-
-def _cluster_component(
-    vectors: NDArray[np.float64],
-    min_similarity: float,
-    members: NDArray[np.intp],
-    pairs: list[tuple[int, int]],
-    merges: list[Merge],
-) -> NDArray[np.int64]:
-    if len(vectors) == 1:
-        return np.zeros(1, np.int64)
-    similarity = (vectors @ vectors.T).round(_DECIMALS)
-    if not pairs:
-        distance = np.clip(1 - similarity, 0, 2)
-        np.fill_diagonal(distance, 0)
-        tree = linkage(squareform(distance, checks=False), method="average")
-        cut = 1 - min_similarity + 0.5 * 10.0**-_DECIMALS
-        merges += _merges_of_tree(tree, cut, members)
-        return np.asarray(fcluster(tree, cut, criterion="distance"), np.int64) - 1
-    place = {int(m): i for i, m in enumerate(members)}
-    local_pairs = [(place[a], place[b]) for a, b in pairs]
-    return _constrained_average_linkage(similarity, min_similarity, local_pairs, members, merges)
-
-
-def _merges_of_tree(tree: NDArray[np.float64], cut: float, members: NDArray[np.intp]) -> list[Merge]:
-    """The merges of a SciPy linkage tree up to a cut."""
-    lowest = members.tolist()
-    size = [1] * len(members)
-    merges = []
-    for a, b, height, n_joined in tree.tolist():
-        i, j = int(a), int(b)
-        first, second = min(lowest[i], lowest[j]), max(lowest[i], lowest[j])
-        if height <= cut:
-            merges.append(Merge(first, second, (size[i], size[j]), 1 - height, "average_linkage", size[i] * size[j]))
-        lowest.append(first)
-        size.append(int(n_joined))
-    return merges
-
-
-def _constrained_average_linkage(
-    similarity: NDArray[np.float64],
-    min_similarity: float,
-    pairs: list[tuple[int, int]],
-    members: NDArray[np.intp],
-    merges: list[Merge],
-) -> NDArray[np.int64]:
-    """Average linkage where a conflict between two members keeps their whole clusters apart. O(n^2) in memory."""
-    n = len(similarity)
-    mean = similarity.copy()
-    np.fill_diagonal(mean, -np.inf)
-    for a, b in pairs:
-        mean[a, b] = mean[b, a] = -np.inf
-    size = np.ones(n)
-    labels = np.arange(n)
-    best = mean.argmax(axis=1)
-    best_value = mean[np.arange(n), best]
-    while True:
-        a = int(best_value.argmax())
-        if best_value[a] < min_similarity - 0.5 * 10.0**-_DECIMALS:
-            return relabel(labels)
-        b = int(best[a])
-        a, b = min(a, b), max(a, b)
-        sizes = (int(size[a]), int(size[b]))
-        similarity_now = float(best_value[a])
-        merges.append(
-            Merge(int(members[a]), int(members[b]), sizes, similarity_now, "average_linkage", sizes[0] * sizes[1])
-        )
-        # A pair in conflict is -inf and stays so in any mean.
-        merged = (size[a] * mean[a] + size[b] * mean[b]) / (size[a] + size[b])
-        merged[a] = -np.inf
-        mean[a], mean[:, a] = merged, merged
-        mean[b], mean[:, b] = -np.inf, -np.inf
-        size[a] += size[b]
-        labels[labels == b] = a
-        stale = np.flatnonzero((best == a) | (best == b) | (merged >= best_value))
-        stale = np.union1d(stale, [a, b])
-        best[stale] = mean[stale].argmax(axis=1)
-        best_value[stale] = mean[stale, best[stale]]
-
-
-def relabel(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Labels renumbered 0..k-1 in order of first appearance; noise (-1) stays."""
-    names: dict[int, int] = {}
-    result = np.empty(len(labels), np.int64)
-    for i, label in enumerate(labels.tolist()):
-        result[i] = NOISE if label == NOISE else names.setdefault(label, len(names))
-    return result
 
 
 def eject_outliers(vectors: NDArray[np.floating], labels: NDArray[np.int64], min_similarity: float) -> dict[int, float]:
@@ -325,17 +136,22 @@ def _similar_track_pairs(
     views: NDArray[np.floating], track_of_view: NDArray[np.int64], labels: NDArray[np.int64], min_similarity: float
 ) -> list[tuple[int, int, float]]:
     """(track, other track, similarity of their nearest views) for pairs of two clusters that reach the similarity."""
-    best: dict[tuple[int, int], float] = {}
     rows = np.asarray(views, np.float32)
     label_of_view = labels[track_of_view]
-    for start in range(0, len(rows), _BLOCK_ROWS):
-        block = (rows[start : start + _BLOCK_ROWS] @ rows.T).round(_DECIMALS)
-        is_apart = label_of_view[start : start + _BLOCK_ROWS, None] != label_of_view
-        for i, j in np.argwhere((block >= min_similarity) & is_apart):
-            a, b = int(track_of_view[i + start]), int(track_of_view[j])
-            if a < b:
-                best[(a, b)] = max(best.get((a, b), -1.0), float(block[i, j]))
-    return [(a, b, s) for (a, b), s in sorted(best.items())]
+    keys: list[NDArray[np.int64]] = []
+    similarities: list[NDArray[np.float64]] = []
+    for a in range(0, len(rows), _BLOCK_ROWS):
+        for b in range(a, len(rows), _BLOCK_ROWS):
+            block = rows[a : a + _BLOCK_ROWS] @ rows[b : b + _BLOCK_ROWS].T
+            i, j = np.nonzero(block >= min_similarity - 10.0**-_DECIMALS)
+            apart = (label_of_view[i + a] != label_of_view[j + b]) & (i + a < j + b)
+            i, j = i[apart], j[apart]
+            keys.append(np.sort(np.stack([track_of_view[i + a], track_of_view[j + b]], axis=1), axis=1))
+            similarities.append(block[i, j].astype(np.float64).round(_DECIMALS))
+    pairs, inverse = np.unique(np.concatenate(keys), axis=0, return_inverse=True)
+    best = np.full(len(pairs), -1.0)
+    np.maximum.at(best, inverse.ravel(), np.concatenate(similarities))
+    return [(a, b, s) for (a, b), s in zip(pairs.tolist(), best.tolist(), strict=True) if s >= min_similarity]
 
 
 def _judge_support(

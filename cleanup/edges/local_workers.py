@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -62,6 +64,11 @@ class LocalEngine:
 
     def run_final(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
+
+    def run_many(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
+        # Spawned, not forked: ONNX Runtime's threads do not survive a fork.
+        with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+            return list(pool.map(function, *zip(*tasks, strict=True)))
 
     def close(self) -> None:
         if self._worker is not None:

@@ -27,7 +27,7 @@ from cleanup import schemas
 from cleanup.edges.observation_worker import ObservationWorker, WorkerSpec
 from cleanup.edges.pool_sizing import NodeGroup, PoolSize, plan_pool
 from cleanup.errors import CleanupError, DamagedVideoError, EngineError, StorageError, VideoError, first_line
-from cleanup.interfaces import OnShard, ShardResult, ignore_shard
+from cleanup.interfaces import OnShard, ShardResult, ignore_shard, run_in_turn
 from cleanup.progress import ReportItems, ignore_items
 from cleanup.settings import ClusterSettings
 
@@ -416,12 +416,15 @@ class RayEngine:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         name = f"final {function.__name__}"
         task = ray.remote(function).options(name=name, num_cpus=0, max_retries=3, scheduling_strategy=here)
-        try:
-            return ray.get(task.remote(*args))
-        except ray.exceptions.RayTaskError as error:
-            raise _own_error(error) from None
-        except ray.exceptions.RayError as error:
-            raise EngineError(f"the final task was lost: {_reason_of_loss(error)}") from error
+        return _get_results([task.remote(*args)], "the final task")[0]
+
+    def run_many(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
+        # No CPUs of their own, as above; so there are no more groups of tasks than the cluster has CPUs.
+        n_groups = max(min(int(ray.cluster_resources().get("CPU", 1)), len(tasks)), 1)
+        options = {"name": function.__name__, "num_cpus": 0, "max_retries": 3, "scheduling_strategy": "SPREAD"}
+        group = ray.remote(run_in_turn).options(**options)
+        found = _get_results([group.remote(function, tasks[k::n_groups]) for k in range(n_groups)], "a task")
+        return [found[i % n_groups][i // n_groups] for i in range(len(tasks))]
 
     def close(self) -> None:
         with self._lock:
@@ -431,3 +434,13 @@ class RayEngine:
             if self._owns_ray:
                 ray.shutdown()
                 self._owns_ray = False
+
+
+def _get_results(references: list[Any], what: str) -> list[Any]:
+    """Results of tasks; their own errors as they are, the loss of a task as ours."""
+    try:
+        return ray.get(references)
+    except ray.exceptions.RayTaskError as error:
+        raise _own_error(error) from None
+    except ray.exceptions.RayError as error:
+        raise EngineError(f"{what} was lost: {_reason_of_loss(error)}") from error

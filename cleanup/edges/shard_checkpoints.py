@@ -95,6 +95,9 @@ class CheckpointedEngine:
     def run_final(self, function: Callable[..., Any], *args: Any) -> Any:
         return self._engine.run_final(function, *args)
 
+    def run_many(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return self._engine.run_many(function, tasks)
+
     def close(self) -> None:
         """Nothing: the engine belongs to whoever made it."""
 

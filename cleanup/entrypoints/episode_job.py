@@ -138,6 +138,10 @@ class Tools:
                 self._stack.callback(self._engine.close)
             return self._engine
 
+    def run_many(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Runs tasks on the engine, which is made if there is none yet."""
+        return self.engine.run_many(function, tasks)
+
     @property
     def models(self) -> ModelFiles:
         """The model files on this machine."""
@@ -351,7 +355,7 @@ def _run_locked(
             f"there is no Facebank under {job.root.name} yet, so nobody was named; enrol people with: "
             "cleanup facebank enroll --show SHOW DIR" + (" --facebank-dsn DSN" if job.root.remote is not None else "")
         )
-    context = RunContext(settings, engine, video, inputs.facebank, note, inputs.show, model)
+    context = RunContext(settings, engine, video, inputs.facebank, note, inputs.show, model, tools.run_many)
     refined = run(episode, job.actions, context, tell, report)
     output = settings.output
     if output.save_crops or output.save_frames:

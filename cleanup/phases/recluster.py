@@ -9,17 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleanup import schemas
+from cleanup.algorithms.average_linkage import Conflicts, Merge, cluster_tracks
 from cleanup.algorithms.embedding_pooling import PooledTrack, find_views
 from cleanup.algorithms.threshold_evidence import place_threshold
-from cleanup.algorithms.track_clustering import (
-    Conflicts,
-    Merge,
-    attach_singletons,
-    cluster_tracks,
-    eject_outliers,
-    find_view_merges,
-)
+from cleanup.algorithms.track_clustering import attach_singletons, eject_outliers, find_view_merges
 from cleanup.episode import Episode
+from cleanup.interfaces import RunMany, run_in_turn
 from cleanup.phases.evidence import gather_cluster_evidence
 from cleanup.phases.identity_rows import Cluster, carry_over, find_named_apart, find_shared_frames
 from cleanup.phases.track_samples import group_rows, pool_tracks
@@ -40,6 +35,7 @@ def recluster(
     settings: ReclusterSettings,
     pooling: PoolingSettings,
     report: ReportItems = ignore_items,
+    run_many: RunMany = run_in_turn,
 ) -> tuple[Episode, dict[str, Any]]:
     """Groups all tracks that are in no locked identity; afterwards every track is in exactly one identity.
 
@@ -48,6 +44,7 @@ def recluster(
         settings: Thresholds of clustering, ejection and the second look at singletons.
         pooling: How a track's faces become one vector.
         report: Told how many of the steps are done.
+        run_many: Runs independent parts of the linkage side by side.
 
     Returns:
         The episode and the phase's part of the report.
@@ -60,7 +57,7 @@ def recluster(
     tracks = [t for t in free if t in pooled]
     run = _Clustering(episode, settings, tracks, pooled)
     report(2, 4, "thresholds placed")
-    clusters = run.cluster()
+    clusters = run.cluster(run_many)
     report(3, 4, "clustered")
     clusters += [Cluster((t,), "no_embedding") for t in free if t not in pooled]
     clusters.sort(key=lambda c: c.track_ids)
@@ -113,8 +110,8 @@ class _Clustering:
         ejection = settings.min_identity_sim
         self._min_identity_sim = ejection.value + (self._shift if ejection.is_auto else 0.0)
 
-    def cluster(self) -> list[Cluster]:
-        result = cluster_tracks(self._vectors, self._cut.value, self.conflicts)
+    def cluster(self, run_many: RunMany) -> list[Cluster]:
+        result = cluster_tracks(self._vectors, self._cut.value, self.conflicts, run_many)
         labels, self.merges = result.labels, list(result.merges)
         self._join_views(labels)
         reasons: dict[int, str] = {}
