@@ -8,6 +8,7 @@ the line or object a row was read from, so that fields nobody here knows survive
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,7 @@ DETECTION_SCHEMA = pa.schema(
 
 FACE_SCHEMA = pa.schema(
     [
-        ("row", pa.int64()),
+        ("stored_row", pa.int64()),  # row of faces.npy as it was read
         pa.field("face_id", pa.string(), nullable=False),
         pa.field("track_id", pa.int64(), nullable=False),
         pa.field("frame_idx", pa.int64(), nullable=False),
@@ -179,7 +180,15 @@ def count_sampled(samples: pa.Table) -> int:
 
 def build_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     """A table from row dictionaries; a missing key is null."""
-    return pa.Table.from_pylist(list(rows), schema=schema)
+    return pa.table([_build_column(rows, field) for field in schema], schema=schema)
+
+
+def _build_column(rows: Sequence[Mapping[str, Any]], field: pa.Field) -> pa.Array:
+    values = [row.get(field.name) for row in rows]
+    if not pa.types.is_fixed_size_list(field.type) or not rows:
+        return pa.array(values, field.type)
+    blank = [math.nan] * field.type.list_size
+    return list_column(np.array([blank if value is None else value for value in values]), field.type)
 
 
 def matrix_of(column: pa.ChunkedArray, width: int) -> NDArray[np.float64]:
@@ -200,7 +209,7 @@ def embeddings_of(table: pa.Table) -> NDArray[np.float32]:
     values = table["embedding"].combine_chunks()
     if isinstance(values, pa.ChunkedArray):
         values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
-    flat = values.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    flat = values.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
     return flat.reshape(n_rows, -1) if n_rows else flat.reshape(0, 0)
 
 
@@ -210,6 +219,28 @@ def list_column(matrix: NDArray[np.floating], kind: pa.DataType) -> pa.Array:
     values = np.where(is_null[:, None], 0, matrix) if is_null.any() else matrix
     flat = pa.array(np.ascontiguousarray(values).ravel(), kind.value_type)
     return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=pa.array(is_null))
+
+
+def embedding_lists(matrix: NDArray[np.floating]) -> pa.Array:
+    """Rows of shape (n, d) as a column of lists, as FACE_SCHEMA has them; without a copy where that can be."""
+    n_rows, dimension = matrix.shape
+    flat = pa.array(np.ascontiguousarray(matrix, np.float32).ravel())
+    return pa.ListArray.from_arrays(pa.array(np.arange(n_rows + 1) * dimension, pa.int32()), flat)
+
+
+def build_faces(rows: Sequence[Mapping[str, Any]], embeddings: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """A FACE_SCHEMA table from row dictionaries and, apart from them, their embeddings."""
+    index = FACE_SCHEMA.get_field_index("embedding")
+    table = build_table(rows, FACE_SCHEMA.remove(index))
+    return table.add_column(index, FACE_SCHEMA.field(index), embeddings)
+
+
+def face_rows(faces: pa.Table) -> list[dict[str, Any]]:
+    """Row dictionaries of faces with ``has_embedding`` instead of the embedding, which is large."""
+    rows: list[dict[str, Any]] = faces.drop_columns(["embedding"]).to_pylist()
+    for row, has_embedding in zip(rows, faces["embedding"].is_valid().to_pylist(), strict=True):
+        row["has_embedding"] = has_embedding
+    return rows
 
 
 def embedding_column(matrix: NDArray[np.float32], is_valid: NDArray[np.bool_]) -> pa.Array:

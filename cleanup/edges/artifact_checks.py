@@ -87,6 +87,6 @@ def check_fraction(value: float | None, key: str, what: str) -> float | None:
 def _numbers(values: Any, count: int, name: str, what: str) -> list[float]:
     if not isinstance(values, list) or len(values) != count:
         raise BadValueError(f"{what} has {name} that is no list of {count} numbers")
-    if any(isinstance(v, bool) or not isinstance(v, int | float) or not math.isfinite(v) for v in values):
+    if not set(map(type, values)) <= {int, float} or not math.isfinite(sum(values)):
         raise BadValueError(f"{what} has {name} that holds something else than finite numbers: {values}")
-    return [float(v) for v in values]
+    return list(map(float, values))

@@ -22,13 +22,15 @@ from cleanup.edges.artifact_checks import (
     optional,
     require,
 )
+from cleanup.edges.embedding_text import PRESENT
 from cleanup.episode import DOCUMENTED, EMITTED
 
 Record = dict[str, Any]
 Row = Mapping[str, Any]
 _NUMBER = (int, float)
 _DOCUMENTED_TRACK = re.compile(r"track-(\d+)")
-_SAME_VECTOR = 1e-5
+# Numbers that differ by no more are the same but for rounding.
+SAME_VECTOR = 1e-5
 
 
 def set_changed(record: Record, key: str, value: Any) -> None:
@@ -40,16 +42,20 @@ def set_changed(record: Record, key: str, value: Any) -> None:
         record[key] = value
 
 
-def set_embedding(record: Record, embedding: Sequence[float] | None) -> None:
-    """Writes an embedding, unless the one there is the same but for rounding."""
-    if embedding is None:
-        record.pop("embedding", None)
-        return
-    old, new = record.get("embedding"), np.asarray(embedding, np.float32)
+def set_pooled_embedding(record: Record, embedding: Sequence[float]) -> None:
+    """Writes a track's vector, unless the one there is the same but for rounding."""
+    old, new = record.get("face_embedding"), np.asarray(embedding, np.float32)
     is_comparable = isinstance(old, list) and len(old) == len(new)
-    if is_comparable and float(np.abs(np.asarray(old, np.float32) - new).max(initial=0)) <= _SAME_VECTOR:
+    if is_comparable and float(np.abs(np.asarray(old, np.float32) - new).max(initial=0)) <= SAME_VECTOR:
         return
-    record["embedding"] = orjson.loads(orjson.dumps(new, option=orjson.OPT_SERIALIZE_NUMPY))
+    record["face_embedding"] = orjson.loads(orjson.dumps(new, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+def check_embedding_text(value: Any, what: str) -> bool:
+    """Whether a face has an embedding, in a record that ``open_record`` opened."""
+    if value is not None and value != PRESENT:
+        raise BadValueError(f"{what} has an embedding that is no list of numbers")
+    return value is not None
 
 
 class Dialect(Protocol):
@@ -61,7 +67,7 @@ class Dialect(Protocol):
         """A TRACK_SCHEMA row, plus ``boxes``: BOX_SCHEMA rows. Raises BadValueError."""
 
     def face_row(self, record: Record) -> dict[str, Any]:
-        """A FACE_SCHEMA row. Raises BadValueError."""
+        """A FACE_SCHEMA row, with ``has_embedding`` instead of the embedding. Raises BadValueError."""
 
     def identity_row(self, record: Record) -> dict[str, Any]:
         """An IDENTITY_SCHEMA row. Raises BadValueError."""
@@ -73,7 +79,7 @@ class Dialect(Protocol):
         """Patches a track's record. ``boxes`` are those of the track, in time order."""
 
     def write_face(self, record: Record, row: Row) -> None:
-        """Patches a face's record."""
+        """Patches a face's record; its embedding is not looked at, ``has_embedding`` says whether it has one."""
 
     def write_identity(self, record: Record, row: Row) -> None:
         """Patches an identity's record, without its timestamps."""
@@ -124,7 +130,7 @@ class DocumentedDialect:
             "bbox": check_box(record.get("bbox"), what, is_normalised=True),
             "landmarks": check_landmarks(record.get("landmarks"), what),
             "quality": check_fraction(optional(record, "quality_score", _NUMBER, what), "quality_score", what),
-            "embedding": check_embedding(record.get("embedding"), what),
+            "has_embedding": check_embedding_text(record.get("embedding"), what),
             "embedding_model": optional(record, "embedding_model", str, what),
             "reject_reason": optional(record, "rejection_reason", str, what),
             "kept_despite": optional(record, "kept_despite", str, what),
@@ -171,10 +177,9 @@ class DocumentedDialect:
         set_changed(record, "bbox", row["bbox"])
         if row["landmarks"] is not None:
             set_changed(record, "landmarks", row["landmarks"])
-        set_embedding(record, row["embedding"])
         if row["quality"] is not None:
             set_changed(record, "quality_score", row["quality"])
-        set_changed(record, "embedding_model", row["embedding_model"] if row["embedding"] is not None else None)
+        set_changed(record, "embedding_model", row["embedding_model"] if row["has_embedding"] else None)
         set_changed(record, "rejection_reason", row["reject_reason"])
         set_changed(record, "kept_despite", row["kept_despite"])
         if row["crop_path"] is not None:
@@ -252,9 +257,9 @@ class EmittedDialect:
     def face_row(self, record: Record) -> dict[str, Any]:
         face_id = require(record, "face_id", str, "a face")
         what = f"face {face_id}"
-        embedding = check_embedding(record.get("embedding"), what)
+        has_embedding = check_embedding_text(record.get("embedding"), what)
         skip = optional(record, "skip", str, what)
-        if skip is not None and embedding is not None:
+        if skip is not None and has_embedding:
             raise BadValueError(f"{what} is skipped ({skip}) and has an embedding")
         return {
             "face_id": face_id,
@@ -265,7 +270,7 @@ class EmittedDialect:
             "landmarks": check_landmarks(record.get("landmarks"), what),
             "confidence": optional(record, "conf", _NUMBER, what),
             "quality": check_fraction(optional(record, "quality", _NUMBER, what), "quality", what),
-            "embedding": embedding,
+            "has_embedding": has_embedding,
             "embedding_model": optional(record, "embedding_model", str, what),
             "reject_reason": skip,
             "kept_despite": optional(record, "kept_despite", str, what),
@@ -308,9 +313,7 @@ class EmittedDialect:
             set_changed(record, "parent_track_id", row["parent_track_id"])
             set_changed(record, "split_reason", row["split_reason"])
         if row["pooled_embedding"] is not None:
-            pooled = {"embedding": record.get("face_embedding")}
-            set_embedding(pooled, row["pooled_embedding"])
-            set_changed(record, "face_embedding", pooled["embedding"])
+            set_pooled_embedding(record, row["pooled_embedding"])
             set_changed(record, "face_embedding_model", row["pooled_model"])
             set_changed(record, "face_embedding_spread", row["pooled_spread"])
             set_changed(record, "faces_count", row["n_faces"])
@@ -326,8 +329,7 @@ class EmittedDialect:
         set_changed(record, "bbox_xyxy", row["bbox"])
         set_changed(record, "conf", row["confidence"])
         set_changed(record, "quality", row["quality"])
-        set_embedding(record, row["embedding"])
-        set_changed(record, "embedding_model", row["embedding_model"] if row["embedding"] is not None else None)
+        set_changed(record, "embedding_model", row["embedding_model"] if row["has_embedding"] else None)
         set_changed(record, "landmarks", row["landmarks"])
         set_changed(record, "pose_yaw", row["yaw"])
         set_changed(record, "pose_pitch", row["pitch"])

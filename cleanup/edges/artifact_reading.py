@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from cleanup import schemas
 from cleanup.edges.artifact_checks import BadValueError, check_box, check_landmarks, optional, require
 from cleanup.edges.artifact_dialects import DIALECTS, Record, dialect_of_face, dialect_of_track
 from cleanup.edges.artifact_files import EpisodePaths
+from cleanup.edges.embedding_text import ParsedVectors, open_record, parse_vectors
 from cleanup.episode import DOCUMENTED, Episode
-from cleanup.errors import ArtifactError
+from cleanup.errors import ArtifactError, first_line
 
+# Lines whose numbers are parsed at a time, and how many such batches may wait: a few MB each.
+_LINES_AT_A_TIME, _BATCHES_AHEAD = 512, 8
+_BUFFER_BYTES = 1 << 20
 # How far a row of faces.npy may lie from the embedding in its line, which is rounded on disk.
 _ROW_TOLERANCE = 1e-3
 _MAX_PROBLEMS = 1000
@@ -55,11 +62,10 @@ class _Reader:
 
     def read(self) -> Episode | None:
         if not self.paths.manifests.is_dir():
-            self._add(f"{self.paths.manifests}: no such episode; check --ep-id and --out-root")
+            self.add(f"{self.paths.manifests}: no such episode; check --ep-id and --out-root")
             return None
         tracks, dialect_name = self._read_tracks()
-        faces = self._read_faces(dialect_name)
-        embeddings = self._read_embeddings(faces)
+        faces, embeddings = self._read_faces(dialect_name)
         document, identities = self._read_identities(dialect_name)
         detections = self._read_detections() if dialect_name == DOCUMENTED and self.paths.detections.exists() else None
         metrics = self._read_metrics()
@@ -72,39 +78,44 @@ class _Reader:
             self.paths.ep_id, dialect_name, tracks, faces, embeddings, (document, identities), detections, metrics
         )
 
-    def _add(self, problem: str) -> None:
+    def add(self, problem: str) -> None:
+        """Notes what is wrong."""
         if len(self.problems) < _MAX_PROBLEMS:
             self.problems.append(problem)
 
-    def _lines(self, path: Path, *, is_required: bool) -> Iterator[tuple[int, bytes, Record]]:
+    def _raw_lines(self, path: Path, *, is_required: bool) -> Iterator[tuple[int, bytes]]:
+        """Numbers and contents of the lines that are not blank."""
+        n_records = 0
         try:
-            content = path.read_bytes()
+            with path.open("rb", buffering=_BUFFER_BYTES) as stream:
+                for number, line in enumerate(stream, start=1):
+                    if not line.isspace():
+                        n_records += 1
+                        yield number, line.removesuffix(b"\n")
         except FileNotFoundError:
             if is_required:
-                self._add(f"{path}: missing")
+                self.add(f"{path}: missing")
             return
         except OSError as error:
-            self._add(f"{path}: cannot be read ({error.strerror})")
+            self.add(f"{path}: cannot be read ({error.strerror})")
             return
-        n_records = 0
-        for number, line in enumerate(content.split(b"\n"), start=1):
-            if not line.strip():
-                continue
-            n_records += 1
+        if n_records == 0 and is_required:
+            self.add(f"{path}: empty; the step that writes it did not finish or found nothing")
+
+    def _lines(self, path: Path, *, is_required: bool) -> Iterator[tuple[int, bytes, Record]]:
+        for number, line in self._raw_lines(path, is_required=is_required):
             record = self._parse(path, number, line)
             if record is not None:
                 yield number, line, record
-        if n_records == 0 and is_required:
-            self._add(f"{path}: empty; the step that writes it did not finish or found nothing")
 
     def _parse(self, path: Path, number: int, line: bytes) -> Record | None:
         try:
             record = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            self._add(f"{path}:{number}: {_explain_json_error(line, error)}")
+            self.add(f"{path}:{number}: {_explain_json_error(line, error)}")
             return None
         if not isinstance(record, dict):
-            self._add(f"{path}:{number}: a JSON {type(record).__name__} instead of an object")
+            self.add(f"{path}:{number}: a JSON {type(record).__name__} instead of an object")
             return None
         return record
 
@@ -114,7 +125,7 @@ class _Reader:
         try:
             row = read(record)
         except BadValueError as error:
-            self._add(f"{path}:{number}: {error}")
+            self.add(f"{path}:{number}: {error}")
             return None
         row["line"] = number
         return row
@@ -125,7 +136,7 @@ class _Reader:
             found = dialect_of_track(record)
             dialect_name = dialect_name or found
             if found is None or found != dialect_name:
-                self._add(_odd_line(path, number, found, dialect_name))
+                self.add(_odd_line(path, number, found, dialect_name))
                 continue
             row = self._row(path, number, DIALECTS[found].track_row, record)
             if row is not None:
@@ -137,87 +148,91 @@ class _Reader:
 
     def _check_track(self, path: Path, row: dict[str, Any]) -> None:
         if row["first_frame"] > row["last_frame"] or row["start_s"] > row["end_s"]:
-            self._add(f"{path}:{row['line']}: track {row['track_id']} ends before it starts")
+            self.add(f"{path}:{row['line']}: track {row['track_id']} ends before it starts")
         frames = [b["frame_idx"] for b in row["boxes"]]
         if frames and (min(frames) < row["first_frame"] or max(frames) > row["last_frame"]):
-            self._add(f"{path}:{row['line']}: track {row['track_id']} has a box outside its frames")
+            self.add(f"{path}:{row['line']}: track {row['track_id']} has a box outside its frames")
         if len(set(frames)) != len(frames):
-            self._add(f"{path}:{row['line']}: track {row['track_id']} has two boxes in one frame")
+            self.add(f"{path}:{row['line']}: track {row['track_id']} has two boxes in one frame")
 
     def _check_unique(self, path: Path, rows: list[dict[str, Any]], key: str) -> None:
         seen: dict[Any, int] = {}
         for row in rows:
             if row[key] in seen:
-                self._add(f"{path}:{row['line']}: {key} {row[key]} is already on line {seen[row[key]]}")
+                self.add(f"{path}:{row['line']}: {key} {row[key]} is already on line {seen[row[key]]}")
             seen.setdefault(row[key], row["line"])
 
-    def _read_faces(self, dialect_name: str | None) -> list[dict[str, Any]]:
+    def _read_faces(self, dialect_name: str | None) -> tuple[list[dict[str, Any]], NDArray[np.floating] | None]:
+        """Rows of faces.jsonl, and faces.npy."""
         path, rows = self.paths.faces, []
-        dimension: tuple[int, int] | None = None
-        for number, line, record in self._lines(path, is_required=True):
-            found = dialect_of_face(record)
-            if dialect_name is None:
-                continue
-            if found != dialect_name:
-                self._add(_odd_line(path, number, found, dialect_name))
-                continue
-            row = self._row(path, number, DIALECTS[found].face_row, record)
-            if row is None:
-                continue
-            row["raw"] = line
-            rows.append(row)
-            if row["embedding"] is not None:
-                size = len(row["embedding"])
-                dimension = dimension or (size, number)
-                if size != dimension[0]:
-                    self._add(
-                        f"{path}:{number}: embedding of {size} dimensions{_by(row)}, line {dimension[1]} has "
-                        f"{dimension[0]}; re-embed the whole episode with one model"
-                    )
+        matrix = self._open_matrix()
+        with ThreadPoolExecutor(thread_name_prefix="numbers") as threads:
+            numbers = _EmbeddingCheck(self, matrix, threads)
+            for number, line in self._raw_lines(path, is_required=True):
+                opened = self._open_line(path, number, line)
+                if opened is None or dialect_name is None:
+                    continue
+                record, text = opened
+                found = dialect_of_face(record)
+                if found != dialect_name:
+                    self.add(_odd_line(path, number, found, dialect_name))
+                    continue
+                row = self._row(path, number, DIALECTS[found].face_row, record)
+                if row is None:
+                    continue
+                row["raw"] = line
+                row["stored_row"] = numbers.n_faces if text is not None else None
+                rows.append(row)
+                if text is not None:
+                    numbers.add(row, text)
+            numbers.finish()
         self._check_unique(path, rows, "face_id")
-        return rows
+        if matrix is not None and len(matrix) != numbers.n_faces:
+            self.add(
+                f"{self.paths.embeddings}: {len(matrix)} rows, but {numbers.n_faces} lines of {path.name} carry an "
+                "embedding"
+            )
+        return rows, matrix
 
-    def _read_embeddings(self, faces: list[dict[str, Any]]) -> NDArray[np.float32] | None:
+    def _open_line(self, path: Path, number: int, line: bytes) -> tuple[Record, bytes | None] | None:
+        try:
+            record, text = open_record(line)
+        except orjson.JSONDecodeError as error:
+            self.add(f"{path}:{number}: {_explain_json_error(line, error)}")
+            return None
+        if not isinstance(record, dict):
+            self.add(f"{path}:{number}: a JSON {type(record).__name__} instead of an object")
+            return None
+        return record, text
+
+    def _open_matrix(self) -> NDArray[np.floating] | None:
+        """faces.npy, mapped into memory: what is not looked at is not read."""
         path = self.paths.embeddings
         try:
-            with path.open("rb") as stream:
-                matrix = np.lib.format.read_array(stream, allow_pickle=False)
+            matrix = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
-            self._add(f"{path}: missing")
+            self.add(f"{path}: missing")
             return None
         except (OSError, ValueError, EOFError) as error:
-            self._add(f"{path}: not a readable NumPy array ({error})")
+            self.add(f"{path}: not a readable NumPy array ({first_line(error)})")
             return None
-        embedded = [row for row in faces if row["embedding"] is not None]
-        if matrix.ndim != 2 or not np.issubdtype(matrix.dtype, np.floating):
-            self._add(f"{path}: holds a {matrix.dtype} array of shape {matrix.shape} instead of rows of floats")
+        if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or not np.issubdtype(matrix.dtype, np.floating):
+            kind = f"a {matrix.dtype} array of shape {matrix.shape}" if isinstance(matrix, np.ndarray) else "an archive"
+            self.add(f"{path}: holds {kind} instead of rows of floats")
             return None
-        if len(matrix) != len(embedded):
-            self._add(
-                f"{path}: {len(matrix)} rows, but {len(embedded)} lines of {self.paths.faces.name} carry an embedding"
-            )
-            return None
-        if not np.isfinite(matrix).all():
-            self._add(f"{path}: row {int(np.flatnonzero(~np.isfinite(matrix).all(axis=1))[0])} is not finite")
-            return None
-        for i, row in enumerate(embedded):
-            vector = np.asarray(row["embedding"], np.float32)
-            if len(vector) != matrix.shape[1] or float(np.abs(vector - matrix[i]).max()) > _ROW_TOLERANCE:
-                self._add(f"{path}: row {i} is not the embedding of {self.paths.faces.name}:{row['line']}")
-                return None
-        return matrix.astype(np.float32, copy=False)
+        return matrix
 
     def _read_json(self, path: Path) -> tuple[bytes, Record] | None:
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            self._add(f"{path}: missing")
+            self.add(f"{path}: missing")
             return None
         except OSError as error:
-            self._add(f"{path}: cannot be read ({error.strerror})")
+            self.add(f"{path}: cannot be read ({error.strerror})")
             return None
         if not content.strip():
-            self._add(f"{path}: empty; the step that writes it did not finish")
+            self.add(f"{path}: empty; the step that writes it did not finish")
             return None
         record = self._parse(path, 1, content)
         return None if record is None else (content, record)
@@ -230,17 +245,17 @@ class _Reader:
         content, document = loaded
         entries = document.pop("identities", None)
         if not isinstance(entries, list):
-            self._add(f"{path}: has no list of identities")
+            self.add(f"{path}: has no list of identities")
             return b"{}", []
         found = DOCUMENTED if "metadata" in document else "emitted" if {"config", "stats"} & set(document) else None
         if found is not None and found != dialect_name:
-            self._add(f"{path}: is written in the {found} dialect, {self.paths.tracks.name} in the {dialect_name} one")
+            self.add(f"{path}: is written in the {found} dialect, {self.paths.tracks.name} in the {dialect_name} one")
             return b"{}", []
         rows = []
         for entry in entries:
             number = _line_of(content, entry)
             if not isinstance(entry, dict):
-                self._add(f"{path}: an identity that is no object")
+                self.add(f"{path}: an identity that is no object")
                 continue
             row = self._row(path, number, DIALECTS[dialect_name].identity_row, entry)
             if row is not None:
@@ -269,20 +284,20 @@ class _Reader:
         known = {row["track_id"] for row in tracks}
         for row in faces:
             if row["track_id"] not in known:
-                self._add(f"{self.paths.faces}:{row['line']}: face {row['face_id']} is of track {row['track_id']}, "
+                self.add(f"{self.paths.faces}:{row['line']}: face {row['face_id']} is of track {row['track_id']}, "
                           f"which {self.paths.tracks.name} does not have")  # fmt: skip
         owner: dict[int, str] = {}
         for row in identities:
             for track_id in row["track_ids"]:
                 where = f"{self.paths.identities}:{row['line']}: identity {row['identity_id']}"
                 if track_id not in known:
-                    self._add(f"{where} has track {track_id}, which {self.paths.tracks.name} does not have")
+                    self.add(f"{where} has track {track_id}, which {self.paths.tracks.name} does not have")
                 elif track_id in owner:
-                    self._add(f"{where} has track {track_id}, which identity {owner[track_id]} has as well")
+                    self.add(f"{where} has track {track_id}, which identity {owner[track_id]} has as well")
                 owner.setdefault(track_id, row["identity_id"])
         for row in tracks:
             if row["parent_track_id"] is not None and row["parent_track_id"] not in known:
-                self._add(f"{self.paths.tracks}:{row['line']}: parent track {row['parent_track_id']} does not exist")
+                self.add(f"{self.paths.tracks}:{row['line']}: parent track {row['parent_track_id']} does not exist")
 
 
 def _detection_row(record: Record) -> dict[str, Any]:
@@ -326,17 +341,13 @@ def _build_episode(
     dialect_name: str,
     tracks: list[dict[str, Any]],
     faces: list[dict[str, Any]],
-    embeddings: NDArray[np.float32] | None,
+    embeddings: NDArray[np.floating] | None,
     identities: tuple[bytes, list[dict[str, Any]]],
     detections: list[dict[str, Any]] | None,
     metrics: bytes | None,
 ) -> Episode:
     fps = _estimate_fps(tracks)
-    is_embedded = [row["embedding"] is not None for row in faces]
-    vectors: Iterator[Any] = iter(embeddings if embeddings is not None else [])
-    for i, row in enumerate(faces):
-        row["row"] = i
-        row["embedding"] = next(vectors) if is_embedded[i] else None
+    for row in faces:
         if row.get("ts") is None:
             row["ts"] = row["frame_idx"] / fps
     boxes = {(box["track_id"], box["frame_idx"]): box for track in tracks for box in track["boxes"]}
@@ -353,14 +364,110 @@ def _build_episode(
         boxes=schemas.build_table(list(boxes.values()), schemas.BOX_SCHEMA).sort_by(
             [("track_id", "ascending"), ("frame_idx", "ascending")]
         ),
-        faces=schemas.build_table(faces, schemas.FACE_SCHEMA),
+        faces=schemas.build_faces(faces, _embedding_lists(faces, embeddings)),
         identities=schemas.build_table(identities[1], schemas.IDENTITY_SCHEMA),
         detections=None if detections is None else schemas.build_table(detections, schemas.DETECTION_SCHEMA),
         observations=None,
         identity_document=identities[0],
         track_metrics=metrics,
         duration_s=max(row["end_s"] for row in tracks),
+        stored_embeddings=embeddings,
     )
+
+
+def _embedding_lists(faces: list[dict[str, Any]], matrix: NDArray[np.floating] | None) -> pa.Array:
+    """The rows of faces.npy as the faces' column: its numbers themselves, not a copy, where they are float32."""
+    kind = schemas.FACE_SCHEMA.field("embedding").type
+    if matrix is None or len(matrix) == 0:
+        return pa.nulls(len(faces), kind)
+    has_embedding = np.array([row["stored_row"] is not None for row in faces])
+    ends = np.cumsum(has_embedding) * matrix.shape[1]
+    offsets = pa.array(np.concatenate([[0], ends]), pa.int32(), mask=np.append(~has_embedding, False))
+    return pa.ListArray.from_arrays(offsets, schemas.embedding_lists(matrix).values, type=kind)
+
+
+class _EmbeddingCheck:
+    """Parses the embeddings of lines in bulk, in threads, and compares them with the rows of faces.npy.
+
+    Args:
+        reader: Gets what is wrong.
+        matrix: faces.npy; None where it cannot be read.
+        threads: Where the numbers are parsed.
+    """
+
+    def __init__(self, reader: _Reader, matrix: NDArray[np.floating] | None, threads: ThreadPoolExecutor) -> None:
+        self._reader, self._matrix, self._threads = reader, matrix, threads
+        self._rows: list[dict[str, Any]] = []
+        self._texts: list[bytes] = []
+        self._under_way: deque[tuple[list[dict[str, Any]], Future[ParsedVectors]]] = deque()
+        self._first: tuple[int, dict[str, Any]] | None = None
+        self._is_row_wrong = matrix is None
+        self.n_faces = 0
+
+    def add(self, row: dict[str, Any], text: bytes) -> None:
+        """Takes the numbers of one line."""
+        self.n_faces += 1
+        self._rows.append(row)
+        self._texts.append(text)
+        if len(self._rows) == _LINES_AT_A_TIME:
+            self._submit()
+        while len(self._under_way) > _BATCHES_AHEAD:
+            self._collect()
+
+    def finish(self) -> None:
+        """Waits for all that was added."""
+        if self._rows:
+            self._submit()
+        while self._under_way:
+            self._collect()
+
+    def _submit(self) -> None:
+        self._under_way.append((self._rows, self._threads.submit(parse_vectors, self._texts)))
+        self._rows, self._texts = [], []
+
+    def _collect(self) -> None:
+        rows, future = self._under_way.popleft()
+        parsed = future.result()
+        path = self._reader.paths.faces
+        for place, fault in parsed.faults:
+            self._reader.add(f"{path}:{rows[place]['line']}: face {rows[place]['face_id']} has {fault}")
+        sizes = np.diff(parsed.ends, prepend=0)
+        if parsed.faults:
+            return
+        if self._first is None:
+            self._first = int(sizes[0]), rows[0]
+        dimension, first = self._first
+        for place in np.flatnonzero(sizes != dimension).tolist():
+            self._reader.add(
+                f"{path}:{rows[place]['line']}: embedding of {sizes[place]} dimensions{_by(rows[place])}, line "
+                f"{first['line']} has {dimension}; re-embed the whole episode with one model"
+            )
+        if (sizes == dimension).all() and not self._is_row_wrong:
+            self._compare(rows, parsed.values.reshape(-1, dimension))
+
+    def _compare(self, rows: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
+        """Finds the first row of faces.npy that is not what its line says."""
+        assert self._matrix is not None
+        start = rows[0]["stored_row"]
+        stored = self._matrix[start : start + len(rows)]
+        path = self._reader.paths.embeddings
+        if len(stored) == len(rows) and stored.shape[1] == vectors.shape[1]:
+            is_finite = np.isfinite(stored).all(axis=1)
+            is_same = np.abs(stored - vectors).max(axis=1) <= _ROW_TOLERANCE
+            wrong = np.flatnonzero(~is_same | ~is_finite)
+        elif len(stored) == len(rows):
+            is_finite, wrong = np.ones(len(rows), bool), np.array([0])
+        else:
+            return  # too few rows, which is said once all lines are counted
+        if len(wrong):
+            self._is_row_wrong = True
+            place = int(wrong[0])
+            self._reader.add(
+                f"{path}: row {start + place} is not the embedding of {self._reader.paths.faces.name}:"
+                f"{rows[place]['line']}"
+                if is_finite[place]
+                else f"{path}: row {start + place} is not finite"
+            )
 
 
 def _estimate_fps(tracks: list[dict[str, Any]]) -> float:

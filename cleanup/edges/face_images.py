@@ -45,10 +45,10 @@ def save_images(episode: Episode, video: str, target: ImageFolder, settings: Out
         VideoError: A frame cannot be decoded.
         ArtifactError: A picture cannot be written.
     """
-    rows = episode.faces.to_pylist()
+    rows = schemas.face_rows(episode.faces)
     by_frame: dict[int, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
-        if row["embedding"] is not None:
+        if row["has_embedding"]:
             by_frame[row["frame_idx"]].append(i)
     best = _best_of_tracks(rows)
     with VideoFrames(video) as frames:
@@ -58,13 +58,14 @@ def save_images(episode: Episode, video: str, target: ImageFolder, settings: Out
                 _write(target.folder / "frames" / f"{frame_idx:06d}.jpg", image, settings.jpeg_quality)
             for i in by_frame[frame_idx] if settings.save_crops else []:
                 _save_face(rows[i], image, target, settings, is_best=best[rows[i]["track_id"]] == i, episode=episode)
-    return episode.replace(faces=schemas.build_table(rows, schemas.FACE_SCHEMA))
+    paths = [row["crop_path"] for row in rows]
+    return episode.replace(faces=schemas.set_column(episode.faces, "crop_path", paths))
 
 
 def _best_of_tracks(rows: list[dict[str, Any]]) -> dict[int, int]:
     best: dict[int, int] = {}
     for i, row in enumerate(rows):
-        if row["embedding"] is not None:
+        if row["has_embedding"]:
             held = best.get(row["track_id"])
             if held is None or (row["quality"] or 0) > (rows[held]["quality"] or 0):
                 best[row["track_id"]] = i

@@ -48,9 +48,13 @@ class _PlacedAgreement:
 
 @dataclass(frozen=True)
 class _Judged:
-    """All observations of an episode with their judgement; arrays of shape (n,), reasons None where accepted."""
+    """All observations of an episode with their judgement.
+
+    Embeddings have the shape (n, d), zero where there is none; the other arrays (n,); reasons are None where accepted.
+    """
 
     table: pa.Table
+    embeddings: NDArray[np.float32]
     parts: dict[str, NDArray[np.float64]]
     reasons: list[str | None]
     placed: _PlacedAgreement
@@ -89,7 +93,7 @@ def reembed(
     if episode.observations is None:
         raise ArtifactError(f"{episode.ep_id}: reembed needs the video, and there was no pass over it")
     judged = _judge(episode, settings, frame_height)
-    face_rows = episode.faces.to_pylist()
+    face_rows = schemas.face_rows(episode.faces)
     face_at = {(r["track_id"], r["frame_idx"]): i for i, r in enumerate(face_rows)}
     kept: dict[int, str | None] = {}
     track_ids = schemas.ints_of(judged.table, "track_id")
@@ -103,10 +107,11 @@ def reembed(
     _apply_episode_limit(kept, judged, track_ids, settings.max_faces_per_episode)
     quality_before = [r["quality"] for r in face_rows if r["quality"] is not None]
     updated = _write_faces(face_rows, face_at, judged, kept, model, episode)
-    episode = episode.replace(faces=schemas.build_table(updated, schemas.FACE_SCHEMA))
+    embeddings = _gather_embeddings(updated, episode, judged)
+    episode = episode.replace(faces=schemas.build_faces(updated, embeddings))
     episode = _write_pooled(episode, pooling, model)
     rejected = Counter(str(r["reject_reason"]).split(":")[0] for r in updated if r["reject_reason"] is not None)
-    quality_after = [r["quality"] for r in updated if r["embedding"] is not None and r["quality"] is not None]
+    quality_after = [r["quality"] for r in updated if r["has_embedding"] and r["quality"] is not None]
     return episode, {
         "faces_rejected": rejected.total(),
         "rejected_by_reason": dict(sorted(rejected.items())),
@@ -158,7 +163,7 @@ def _judge(episode: Episode, settings: ReembedSettings, frame_height: int) -> _J
     reasons = face_quality.find_reject_reasons(gates, parts)
     for i, reason in enumerate(table["reject_reason"].to_pylist()):
         reasons[i] = reason or reasons[i]
-    return _Judged(table, parts, reasons, placed)
+    return _Judged(table, embeddings, parts, reasons, placed)
 
 
 def _place_agreement(episode: Episode, settings: ReembedSettings) -> _PlacedAgreement:
@@ -266,14 +271,17 @@ def _write_faces(
     model: str,
     episode: Episode,
 ) -> list[dict[str, Any]]:
-    """The face rows after judgement: every old line, then new ones by track and frame."""
+    """The face rows after judgement: every old line, then new ones by track and frame.
+
+    ``observed`` is the observation that a row's embedding comes from; rows without it keep the one they have.
+    """
     scale = _unscale(episode, judged.table)
     fresh: list[dict[str, Any]] = []
     for i in set(range(len(face_rows))) - set(face_at.values()):
         if face_rows[i]["track_id"] in episode.unseen_tracks:
             continue
-        face_rows[i].update(embedding=None, embedding_model=None, kept_despite=None, reject_reason="duplicate")
-    for i, seen in enumerate(judged.table.to_pylist()):
+        face_rows[i].update(has_embedding=False, embedding_model=None, kept_despite=None, reject_reason="duplicate")
+    for i, seen in enumerate(judged.table.drop_columns(["embedding"]).to_pylist()):
         place = face_at.get((seen["track_id"], seen["frame_idx"]))
         if place is None and i not in kept:
             continue
@@ -283,13 +291,24 @@ def _write_faces(
         row["quality"] = float(judged.parts["quality"][i])
         row["sharpness"], row["contrast"] = _rounded(seen["sharpness"]), _rounded(seen["contrast"])
         row["yaw"], row["pitch"] = _rounded(seen["yaw"]), _rounded(seen["pitch"])
-        row["embedding"] = seen["embedding"] if i in kept else None
+        row["has_embedding"], row["observed"] = i in kept, i
         row["embedding_model"] = model if i in kept else None
         row["kept_despite"] = kept.get(i)
         row["reject_reason"] = None if i in kept else (judged.reason_text(i) or "sample_limit")
         if place is None:
             fresh.append(row)
     return face_rows + _name_new_faces(fresh, face_rows, episode)
+
+
+def _gather_embeddings(rows: list[dict[str, Any]], episode: Episode, judged: _Judged) -> pa.ChunkedArray:
+    """The embeddings of rows, in their order, from the observations or from the lines as they were."""
+    old = episode.faces["embedding"]
+    pool = pa.chunked_array([*old.chunks, schemas.embedding_lists(judged.embeddings)], old.type)
+    places = [
+        (len(old) + row["observed"] if "observed" in row else i) if row["has_embedding"] else None
+        for i, row in enumerate(rows)
+    ]
+    return pool.take(pa.array(places, pa.int64()))
 
 
 def _rounded(value: float | None) -> float | None:
