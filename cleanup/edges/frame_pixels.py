@@ -82,8 +82,8 @@ class DecodedFrame:
             cv2.LUT(u, tables.blue_of_u),
         )
         height, width = luma.shape
-        whole = (np.repeat(np.repeat(share, 2, axis=0), 2, axis=1)[:height, :width] for share in shares)
-        return cv2.merge([cv2.add(luma, share, dtype=cv2.CV_8U) for share in whole])
+        whole = (cv2.resize(share, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST) for share in shares)
+        return cv2.merge([cv2.add(luma, share[:height, :width], dtype=cv2.CV_8U) for share in whole])
 
 
 @dataclass(frozen=True)

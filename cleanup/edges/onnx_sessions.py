@@ -10,8 +10,11 @@ import contextlib
 import ctypes
 import importlib.metadata
 import os
+import platform
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cleanup.errors import ModelError, first_line
 
@@ -23,6 +26,8 @@ PROVIDER_OF_DEVICE = {
     "mps": "CoreMLExecutionProvider",
 }
 GPU_DEVICES = ("cuda", "tensorrt")
+# Processors on which ONNX Runtime keeps convolutions in a blocked layout, and the channels of its largest block.
+_BLOCKED_MACHINES, _BLOCK = ("x86_64", "AMD64"), 16
 KEEP_ONE = (
     "pip uninstall -y onnxruntime onnxruntime-gpu && pip install --force-reinstall --no-deps onnxruntime-gpu "
     "(onnxruntime where it has no wheel)"
@@ -111,7 +116,8 @@ def open_session(path: Path, device: str, n_threads: int) -> Any:
     if providers[0] != CPU:
         onnxruntime.preload_dlls()
     try:
-        model = _split_prelu(path) if providers == [CPU] else str(path)
+        is_blocked = providers == [CPU] and platform.machine() in _BLOCKED_MACHINES
+        model = _replace_prelu(path) if is_blocked else str(path)
         session = onnxruntime.InferenceSession(
             model, options, providers=providers, provider_options=[_provider_options(p, path) for p in providers]
         )
@@ -134,29 +140,36 @@ def _provider_options(provider: str, path: Path) -> dict[str, str]:
     return {"trt_fp16_enable": "1", "trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache)}
 
 
-def _split_prelu(path: Path) -> bytes:
-    """The model with every PRelu written as Relu(x) + slope * (x - Relu(x)).
+def _replace_prelu(path: Path) -> bytes:
+    """The model with every PRelu after a convolution written as Relu(x) - slope * Relu(-x); values stay to the bit.
 
-    The values are the same to the bit. ONNX Runtime's PRelu on a CPU decides number by number, which takes a third of
-    the time of an ArcFace network on real faces; the four operations that stand for it run without a branch.
+    ONNX Runtime's PRelu decides number by number and knows only the plain memory layout, so that each costs a
+    conversion from and to the blocked layout of the convolutions around it: together 40 % of an ArcFace network. Both
+    multiplications are written as depthwise 1x1 convolutions, which stay in the blocked layout.
     """
     import onnx
-    from onnx import helper
+    from onnx import helper, numpy_helper
 
     model = onnx.load(str(path))
+    slopes = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
     nodes: list[Any] = []
     for node in model.graph.node:
-        if node.op_type != "PRelu":
+        slope = slopes.get(node.input[1]) if node.op_type == "PRelu" else None
+        if slope is None or slope.ndim != 3 or slope.shape[0] % _BLOCK or slope.size != slope.shape[0]:
             nodes.append(node)
             continue
-        x, slope = node.input
-        y = node.output[0]
-        positive, negative, scaled = f"{y}/positive", f"{y}/negative", f"{y}/scaled"
+        x, y, n_channels = node.input[0], node.output[0], slope.size
+        weights = {f"{y}/minus": np.full_like(slope, -1), f"{y}/slope": -slope}
+        for name, values in weights.items():
+            model.graph.initializer.append(numpy_helper.from_array(values.reshape(n_channels, 1, 1, 1), name))
         nodes += [
-            helper.make_node("Relu", [x], [positive]),
-            helper.make_node("Sub", [x, positive], [negative]),
-            helper.make_node("Mul", [negative, slope], [scaled]),
-            helper.make_node("Add", [positive, scaled], [y]),
+            helper.make_node("Relu", [x], [f"{y}/positive"]),
+            helper.make_node("Conv", [x, f"{y}/minus"], [f"{y}/negated"], kernel_shape=[1, 1], group=n_channels),
+            helper.make_node("Relu", [f"{y}/negated"], [f"{y}/negative"]),
+            helper.make_node(
+                "Conv", [f"{y}/negative", f"{y}/slope"], [f"{y}/scaled"], kernel_shape=[1, 1], group=n_channels
+            ),
+            helper.make_node("Add", [f"{y}/scaled", f"{y}/positive"], [y]),
         ]
     del model.graph.node[:]
     model.graph.node.extend(nodes)

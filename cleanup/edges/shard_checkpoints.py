@@ -9,19 +9,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pyarrow as pa
 import pyarrow.ipc
 
 from cleanup import schemas
-from cleanup.edges.observation_worker import WorkerSpec
 from cleanup.edges.remote_root import RemoteRoot
 from cleanup.edges.write_back import write_synced
 from cleanup.errors import ArtifactError, first_line
 from cleanup.interfaces import Engine, OnShard, ShardResult, ignore_shard
 from cleanup.progress import ReportItems, ignore_items
+
+if TYPE_CHECKING:
+    from cleanup.edges.observation_worker import WorkerSpec
 
 # Goes up when observations are made in another way from the same inputs.
 _FORMAT = 2

@@ -57,7 +57,8 @@ class VideoFrames:
             self._container.close()
             raise VideoError(f"{self.path}: the file has no video stream")
         self._stream = self._container.streams.video[0]
-        self._stream.codec_context.thread_count = min(n_threads or os.cpu_count() or 1, _MAX_THREADS)
+        # One more than cores, as FFmpeg itself chooses: a thread that waits for its reference frame leaves a core idle.
+        self._stream.codec_context.thread_count = min((n_threads or os.cpu_count() or 1) + 1, _MAX_THREADS)
         self._stream.thread_type = "AUTO"
         self._index = self._read_index()
         self._frame_of_pts = {pts: i for i, pts in enumerate(self._index.pts)}

@@ -53,6 +53,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None,  # plain help starts twice as fast and pipes well
 )
 facebank_app = typer.Typer(help="The known people: photos in, names out.", no_args_is_help=True)
 app.add_typer(facebank_app, name="facebank")

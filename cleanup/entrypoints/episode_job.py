@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -22,9 +22,7 @@ from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import find_violations, read_episode
 from cleanup.edges.artifact_writing import render_episode, same_json
 from cleanup.edges.data_root import DataRoot
-from cleanup.edges.face_images import ImageFolder, save_images
 from cleanup.edges.finished_run import compute_fingerprint, read_finished, write_finished
-from cleanup.edges.local_workers import LocalEngine
 from cleanup.edges.model_files import (
     MODEL_SUFFIX,
     ModelFiles,
@@ -32,16 +30,12 @@ from cleanup.edges.model_files import (
     resolve_model_directory,
     sha256_of_file,
 )
-from cleanup.edges.observation_worker import WorkerSpec
-from cleanup.edges.onnx_models import ModelSpec
 from cleanup.edges.pool_sizing import GIB
-from cleanup.edges.postgres_facebank import PostgresFacebank, open_embedded_facebank
 from cleanup.edges.progress_file import ProgressFile
 from cleanup.edges.remote_files import NodeCache, is_url
 from cleanup.edges.remote_root import Lease
 from cleanup.edges.shard_checkpoints import CheckpointedEngine, compute_pass_key
 from cleanup.edges.track_metrics import update_track_metrics
-from cleanup.edges.video_frames import VideoFrames
 from cleanup.edges.write_back import commit, hold_episode, stage, write_synced
 from cleanup.episode import Episode, check_ep_id, show_of
 from cleanup.errors import CleanupError, SettingsError, StorageError, VideoError
@@ -51,6 +45,11 @@ from cleanup.report import CleanupReport
 from cleanup.resolve_settings import ResolvedSettings
 from cleanup.run import PHASES, PIXEL_PHASES, RunContext, run
 from cleanup.settings import SPECS
+
+# Libraries for pixels, models and PostgreSQL are imported where a run turns out to need them.
+if TYPE_CHECKING:
+    from cleanup.edges.observation_worker import WorkerSpec
+    from cleanup.edges.postgres_facebank import PostgresFacebank
 
 _log = logging.getLogger(__name__)
 
@@ -339,6 +338,8 @@ def _run_locked(
     _ = inputs.values  # before anything is read from them: what changes under the run counts as not yet seen
     video, engine, model = None, None, None
     if inputs.video is not None:
+        from cleanup.edges.video_frames import VideoFrames
+
         with VideoFrames(inputs.local_video) as frames:
             video = dataclasses.replace(frames.info, path=inputs.video)
         engine = _checkpointed(job, inputs, tools)
@@ -382,6 +383,8 @@ def _checkpointed(job: EpisodeJob, inputs: _Inputs, tools: Tools) -> Checkpointe
 
 def _save_images(job: EpisodeJob, run_id: str, episode: Episode, inputs: _Inputs) -> Episode:
     """Pictures go beside the artifacts, or without write-back into the run folder."""
+    from cleanup.edges.face_images import ImageFolder, save_images
+
     source = inputs.local_video if inputs.video is not None else job.paths.video
     folder = job.paths.frames if job.write_back else job.paths.runs / run_id / "frames"
     target = ImageFolder(folder, folder.relative_to(job.root.path).as_posix())
@@ -408,6 +411,9 @@ def find_models(settings: ResolvedSettings) -> Path:
 
 def worker_spec(settings: ResolvedSettings) -> WorkerSpec:
     """What a worker is built from."""
+    from cleanup.edges.observation_worker import WorkerSpec
+    from cleanup.edges.onnx_models import ModelSpec
+
     observe = settings.settings.observe
     directory = observe.models if is_url(observe.models) else str(find_models(settings))
     return WorkerSpec(
@@ -432,6 +438,8 @@ def build_engine(settings: ResolvedSettings) -> Engine:
     """The engine that the settings ask for."""
     spec = worker_spec(settings)
     if choose_engine(settings) == "local":
+        from cleanup.edges.local_workers import LocalEngine
+
         return LocalEngine(spec)
     from cleanup.edges.ray_workers import RayEngine
 
@@ -497,6 +505,8 @@ def _is_same(path: Path, content: bytes) -> bool:
 @contextlib.contextmanager
 def facebank_of(settings: ResolvedSettings, root: DataRoot) -> Iterator[PostgresFacebank]:
     """The Facebank on the server the settings name, else the embedded one of a data root."""
+    from cleanup.edges.postgres_facebank import PostgresFacebank, open_embedded_facebank
+
     dsn = settings.settings.group_clusters.facebank_dsn
     if dsn:
         yield PostgresFacebank(dsn)
