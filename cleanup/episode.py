@@ -7,10 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from cleanup.errors import ArtifactError
 
@@ -75,7 +73,7 @@ class Episode:
         identities: IDENTITY_SCHEMA.
         detections: DETECTION_SCHEMA, boxes without a track (documented dialect), or None.
         observations: ``observation_schema``, what a pass over the pixels saw, or None before it.
-        stored_embeddings: faces.npy as it was read, shape (n, d), mapped into memory; None where nothing was stored.
+        stored_faces: STORED_FACE_SCHEMA, the faces as they were read; None where they are not needed any more.
         unseen_tracks: Tracks the pass over the pixels could not look at; their rows stay as they are.
         identity_document: identities.json without its identities, as JSON.
         track_metrics: track_metrics.json as it was, or None.
@@ -94,7 +92,7 @@ class Episode:
     identity_document: bytes
     track_metrics: bytes | None
     duration_s: float
-    stored_embeddings: NDArray[np.floating] | None = None
+    stored_faces: pa.Table | None = None
     unseen_tracks: frozenset[int] = frozenset()
 
     @property

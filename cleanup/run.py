@@ -85,7 +85,7 @@ def _group_clusters(episode: Episode, context: RunContext, report: ReportItems) 
     report(0, 1, "matching against the Facebank")
     settings = context.settings
     # What crosses to another process is the episode without its observations: grouping needs only the faces.
-    slim = episode.replace(observations=None, detections=None, stored_embeddings=None)
+    slim = episode.replace(observations=None, detections=None, stored_faces=None)
     arguments = (slim, settings.group_clusters, settings.pooling, context.show, model, context.facebank)
     if context.engine is None:
         grouped, outcome = group_clusters(*arguments)

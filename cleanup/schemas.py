@@ -65,7 +65,7 @@ DETECTION_SCHEMA = pa.schema(
 
 FACE_SCHEMA = pa.schema(
     [
-        ("stored_row", pa.int64()),  # row of faces.npy as it was read
+        ("stored_row", pa.int64()),  # line of faces.jsonl as it was read, from 0; null for a face that is new
         pa.field("face_id", pa.string(), nullable=False),
         pa.field("track_id", pa.int64(), nullable=False),
         pa.field("frame_idx", pa.int64(), nullable=False),
@@ -83,9 +83,11 @@ FACE_SCHEMA = pa.schema(
         ("yaw", pa.float64()),
         ("pitch", pa.float64()),
         ("crop_path", pa.string()),
-        ("raw", pa.large_binary()),
     ]
 )
+
+# Faces as they were read, with the bytes of their lines.
+STORED_FACE_SCHEMA = FACE_SCHEMA.append(pa.field("line", pa.large_binary(), nullable=False))
 
 IDENTITY_SCHEMA = pa.schema(
     [
@@ -226,6 +228,16 @@ def embedding_lists(matrix: NDArray[np.floating]) -> pa.Array:
     n_rows, dimension = matrix.shape
     flat = pa.array(np.ascontiguousarray(matrix, np.float32).ravel())
     return pa.ListArray.from_arrays(pa.array(np.arange(n_rows + 1) * dimension, pa.int32()), flat)
+
+
+def spread_embeddings(matrix: NDArray[np.floating], has_embedding: NDArray[np.bool_]) -> pa.Array:
+    """Rows of shape (n, d) as the embeddings of those faces that have one; without a copy where that can be."""
+    if len(matrix) == 0:
+        return pa.nulls(len(has_embedding), FACE_SCHEMA.field("embedding").type)
+    ends = np.cumsum(has_embedding) * matrix.shape[1]
+    offsets = pa.array(np.concatenate([[0], ends]), pa.int32(), mask=np.append(~has_embedding, False))
+    kind = FACE_SCHEMA.field("embedding").type
+    return pa.ListArray.from_arrays(offsets, embedding_lists(matrix).values, type=kind)
 
 
 def build_faces(rows: Sequence[Mapping[str, Any]], embeddings: pa.Array | pa.ChunkedArray) -> pa.Table:

@@ -10,7 +10,7 @@ import numpy as np
 
 NORM_TOLERANCE = 0.01
 # Normalised corners are rounded to six digits on disk.
-_UNIT_TOLERANCE = 1e-5
+UNIT_TOLERANCE = 1e-5
 
 
 class BadValueError(ValueError):
@@ -45,7 +45,7 @@ def check_box(box: Any, what: str, *, is_normalised: bool) -> list[float]:
     corners = _numbers(box, 4, "a box", what)
     if not (corners[0] < corners[2] and corners[1] < corners[3]):
         raise BadValueError(f"{what} has an empty box {corners} (x1 < x2 and y1 < y2 must hold)")
-    if is_normalised and not (min(corners) >= -_UNIT_TOLERANCE and max(corners) <= 1 + _UNIT_TOLERANCE):
+    if is_normalised and not (min(corners) >= -UNIT_TOLERANCE and max(corners) <= 1 + UNIT_TOLERANCE):
         raise BadValueError(f"{what} has a box outside 0..1: {corners}")
     return corners
 

@@ -19,14 +19,13 @@ from cleanup.edges.artifact_checks import BadValueError, check_box, check_landma
 from cleanup.edges.artifact_dialects import DIALECTS, Record, dialect_of_face, dialect_of_track
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.embedding_text import ParsedVectors, open_record, parse_vectors
+from cleanup.edges.face_columns import ROW_TOLERANCE, read_plain_faces
 from cleanup.episode import DOCUMENTED, Episode
 from cleanup.errors import ArtifactError, first_line
 
 # Lines whose numbers are parsed at a time, and how many such batches may wait: a few MB each.
 _LINES_AT_A_TIME, _BATCHES_AHEAD = 512, 8
 _BUFFER_BYTES = 1 << 20
-# How far a row of faces.npy may lie from the embedding in its line, which is rounded on disk.
-_ROW_TOLERANCE = 1e-3
 _MAX_PROBLEMS = 1000
 
 
@@ -65,17 +64,18 @@ class _Reader:
             self.add(f"{self.paths.manifests}: no such episode; check --ep-id and --out-root")
             return None
         tracks, dialect_name = self._read_tracks()
-        faces, embeddings = self._read_faces(dialect_name)
+        fps = _estimate_fps(tracks)
+        faces = self._read_faces(dialect_name, {row["track_id"] for row in tracks}, fps)
         document, identities = self._read_identities(dialect_name)
         detections = self._read_detections() if dialect_name == DOCUMENTED and self.paths.detections.exists() else None
         metrics = self._read_metrics()
-        if dialect_name is None or not tracks or not faces:
+        if dialect_name is None or not tracks or faces is None:
             return None
-        self._check_references(tracks, faces, identities)
+        self._check_references(tracks, identities)
         if self.problems:
             return None
         return _build_episode(
-            self.paths.ep_id, dialect_name, tracks, faces, embeddings, (document, identities), detections, metrics
+            self.paths.ep_id, dialect_name, fps, tracks, faces, (document, identities), detections, metrics
         )
 
     def add(self, problem: str) -> None:
@@ -162,10 +162,32 @@ class _Reader:
                 self.add(f"{path}:{row['line']}: {key} {row[key]} is already on line {seen[row[key]]}")
             seen.setdefault(row[key], row["line"])
 
-    def _read_faces(self, dialect_name: str | None) -> tuple[list[dict[str, Any]], NDArray[np.floating] | None]:
-        """Rows of faces.jsonl, and faces.npy."""
-        path, rows = self.paths.faces, []
+    def _read_faces(self, dialect_name: str | None, track_ids: set[int], fps: float) -> pa.Table | None:
+        """STORED_FACE_SCHEMA; None if there is none to be had."""
         matrix = self._open_matrix()
+        if dialect_name is not None:
+            plain = read_plain_faces(self.paths.faces, dialect_name, track_ids, matrix, fps)
+            if plain is not None:
+                return plain
+        rows = self._read_face_lines(dialect_name, matrix)
+        for row in rows:
+            if row["track_id"] not in track_ids:
+                self.add(f"{self.paths.faces}:{row['line']}: face {row['face_id']} is of track {row['track_id']}, "
+                          f"which {self.paths.tracks.name} does not have")  # fmt: skip
+        if not rows or matrix is None or self.problems:
+            return None
+        for row in rows:
+            if row.get("ts") is None:
+                row["ts"] = row["frame_idx"] / fps
+        has_embedding = np.array([row["has_embedding"] for row in rows])
+        faces = schemas.build_faces(rows, schemas.spread_embeddings(matrix, has_embedding))
+        faces = schemas.set_column(faces, "stored_row", np.arange(len(rows)))
+        lines = pa.array([row["raw"] for row in rows], pa.large_binary())
+        return faces.append_column(schemas.STORED_FACE_SCHEMA.field("line"), lines)
+
+    def _read_face_lines(self, dialect_name: str | None, matrix: NDArray[np.floating] | None) -> list[dict[str, Any]]:
+        """The rows of faces.jsonl, line by line, with everything that is wrong noted."""
+        path, rows = self.paths.faces, []
         with ThreadPoolExecutor(thread_name_prefix="numbers") as threads:
             numbers = _EmbeddingCheck(self, matrix, threads)
             for number, line in self._raw_lines(path, is_required=True):
@@ -180,8 +202,7 @@ class _Reader:
                 row = self._row(path, number, DIALECTS[found].face_row, record)
                 if row is None:
                     continue
-                row["raw"] = line
-                row["stored_row"] = numbers.n_faces if text is not None else None
+                row["raw"] = line + b"\n"
                 rows.append(row)
                 if text is not None:
                     numbers.add(row, text)
@@ -192,7 +213,7 @@ class _Reader:
                 f"{self.paths.embeddings}: {len(matrix)} rows, but {numbers.n_faces} lines of {path.name} carry an "
                 "embedding"
             )
-        return rows, matrix
+        return rows
 
     def _open_line(self, path: Path, number: int, line: bytes) -> tuple[Record, bytes | None] | None:
         try:
@@ -252,8 +273,9 @@ class _Reader:
             self.add(f"{path}: is written in the {found} dialect, {self.paths.tracks.name} in the {dialect_name} one")
             return b"{}", []
         rows = []
+        number, place = 1, 0
         for entry in entries:
-            number = _line_of(content, entry)
+            number, place = _line_of(content, entry, number, place)
             if not isinstance(entry, dict):
                 self.add(f"{path}: an identity that is no object")
                 continue
@@ -278,14 +300,8 @@ class _Reader:
         loaded = self._read_json(self.paths.track_metrics)
         return None if loaded is None else loaded[0]
 
-    def _check_references(
-        self, tracks: list[dict[str, Any]], faces: list[dict[str, Any]], identities: list[dict[str, Any]]
-    ) -> None:
+    def _check_references(self, tracks: list[dict[str, Any]], identities: list[dict[str, Any]]) -> None:
         known = {row["track_id"] for row in tracks}
-        for row in faces:
-            if row["track_id"] not in known:
-                self.add(f"{self.paths.faces}:{row['line']}: face {row['face_id']} is of track {row['track_id']}, "
-                          f"which {self.paths.tracks.name} does not have")  # fmt: skip
         owner: dict[int, str] = {}
         for row in identities:
             for track_id in row["track_ids"]:
@@ -321,11 +337,11 @@ def _odd_line(path: Path, number: int, found: str | None, expected: str | None) 
     return f"{path}:{number}: in the {found} dialect, but the episode is in the {expected} one; mixed files are refused"
 
 
-def _line_of(content: bytes, entry: Any) -> int:
-    """Line of an identity in the document, by its id; 1 where it cannot be told."""
+def _line_of(content: bytes, entry: Any, line: int, start: int) -> tuple[int, int]:
+    """Line and place of an identity in the document, by its id; searched from a place on whose line is known."""
     identity_id = entry.get("identity_id") if isinstance(entry, dict) else None
-    place = content.find(orjson.dumps(identity_id)) if isinstance(identity_id, str) else -1
-    return content.count(b"\n", 0, place) + 1 if place >= 0 else 1
+    place = content.find(orjson.dumps(identity_id), start) if isinstance(identity_id, str) else -1
+    return (line, start) if place < 0 else (line + content.count(b"\n", start, place), place)
 
 
 def _explain_json_error(line: bytes, error: orjson.JSONDecodeError) -> str:
@@ -339,51 +355,46 @@ def _explain_json_error(line: bytes, error: orjson.JSONDecodeError) -> str:
 def _build_episode(
     ep_id: str,
     dialect_name: str,
+    fps: float,
     tracks: list[dict[str, Any]],
-    faces: list[dict[str, Any]],
-    embeddings: NDArray[np.floating] | None,
+    faces: pa.Table,
     identities: tuple[bytes, list[dict[str, Any]]],
     detections: list[dict[str, Any]] | None,
     metrics: bytes | None,
 ) -> Episode:
-    fps = _estimate_fps(tracks)
-    for row in faces:
-        if row.get("ts") is None:
-            row["ts"] = row["frame_idx"] / fps
-    boxes = {(box["track_id"], box["frame_idx"]): box for track in tracks for box in track["boxes"]}
-    for row in faces:
-        box = boxes.setdefault((row["track_id"], row["frame_idx"]), row)
-        for key in ("landmarks", "confidence"):
-            if box.get(key) is None and row.get(key) is not None:
-                box[key] = row[key]
+    sampled = schemas.build_table([box for track in tracks for box in track["boxes"]], schemas.BOX_SCHEMA)
     return Episode(
         ep_id=ep_id,
         dialect=dialect_name,
         fps=fps,
         tracks=schemas.build_table(tracks, schemas.TRACK_SCHEMA),
-        boxes=schemas.build_table(list(boxes.values()), schemas.BOX_SCHEMA).sort_by(
-            [("track_id", "ascending"), ("frame_idx", "ascending")]
-        ),
-        faces=schemas.build_faces(faces, _embedding_lists(faces, embeddings)),
+        boxes=_merge_boxes(pa.concat_tables([sampled, faces.select(schemas.BOX_SCHEMA.names)])),
+        faces=faces.drop_columns(["line"]),
         identities=schemas.build_table(identities[1], schemas.IDENTITY_SCHEMA),
         detections=None if detections is None else schemas.build_table(detections, schemas.DETECTION_SCHEMA),
         observations=None,
         identity_document=identities[0],
         track_metrics=metrics,
         duration_s=max(row["end_s"] for row in tracks),
-        stored_embeddings=embeddings,
+        stored_faces=faces,
     )
 
 
-def _embedding_lists(faces: list[dict[str, Any]], matrix: NDArray[np.floating] | None) -> pa.Array:
-    """The rows of faces.npy as the faces' column: its numbers themselves, not a copy, where they are float32."""
-    kind = schemas.FACE_SCHEMA.field("embedding").type
-    if matrix is None or len(matrix) == 0:
-        return pa.nulls(len(faces), kind)
-    has_embedding = np.array([row["stored_row"] is not None for row in faces])
-    ends = np.cumsum(has_embedding) * matrix.shape[1]
-    offsets = pa.array(np.concatenate([[0], ends]), pa.int32(), mask=np.append(~has_embedding, False))
-    return pa.ListArray.from_arrays(offsets, schemas.embedding_lists(matrix).values, type=kind)
+def _merge_boxes(boxes: pa.Table) -> pa.Table:
+    """One box per track and frame: the first, with the first landmarks and confidence that any of them has."""
+    tracks, frames = schemas.ints_of(boxes, "track_id"), schemas.ints_of(boxes, "frame_idx")
+    order = np.lexsort((frames, tracks))  # stable: of one place the first stays first
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = (np.diff(tracks[order]) != 0) | (np.diff(frames[order]) != 0)
+    merged = boxes.take(order[is_first])
+    starts = np.flatnonzero(is_first)
+    for name in ("landmarks", "confidence"):
+        is_there = boxes[name].is_valid().to_numpy()[order]
+        places = np.where(is_there, np.arange(len(order)), len(order))
+        first = np.minimum.reduceat(places, starts) if len(starts) else starts
+        source = pa.array(np.append(order, -1)[first], mask=first == len(order))
+        merged = merged.set_column(merged.schema.get_field_index(name), name, boxes[name].take(source))
+    return merged
 
 
 class _EmbeddingCheck:
@@ -406,6 +417,7 @@ class _EmbeddingCheck:
 
     def add(self, row: dict[str, Any], text: bytes) -> None:
         """Takes the numbers of one line."""
+        row["matrix_row"] = self.n_faces
         self.n_faces += 1
         self._rows.append(row)
         self._texts.append(text)
@@ -448,12 +460,12 @@ class _EmbeddingCheck:
     def _compare(self, rows: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
         """Finds the first row of faces.npy that is not what its line says."""
         assert self._matrix is not None
-        start = rows[0]["stored_row"]
+        start = rows[0]["matrix_row"]
         stored = self._matrix[start : start + len(rows)]
         path = self._reader.paths.embeddings
         if len(stored) == len(rows) and stored.shape[1] == vectors.shape[1]:
             is_finite = np.isfinite(stored).all(axis=1)
-            is_same = np.abs(stored - vectors).max(axis=1) <= _ROW_TOLERANCE
+            is_same = np.abs(stored - vectors).max(axis=1) <= ROW_TOLERANCE
             wrong = np.flatnonzero(~is_same | ~is_finite)
         elif len(stored) == len(rows):
             is_finite, wrong = np.ones(len(rows), bool), np.array([0])

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cleanup import schemas
 from cleanup.edges.artifact_dialects import DIALECTS, SAME_VECTOR, Record
 from cleanup.edges.embedding_text import PRESENT, close_record, format_numbers, open_record
 from cleanup.episode import DOCUMENTED, Episode
+from cleanup.errors import ArtifactError
 
 # Embeddings that are compared at a time.
 _ROWS_AT_A_TIME = 4096
 
 
-def render_episode(episode: Episode, now: str) -> dict[str, bytes]:
+def render_episode(episode: Episode, now: str) -> dict[str, bytes | memoryview]:
     """What an episode's files hold when written back, by file name (``tracks.jsonl``, ``faces.npy``, ...).
 
     Lines whose row did not change are the very bytes they were read as.
@@ -66,61 +69,137 @@ def _render_tracks(episode: Episode) -> bytes:
     return b"\n".join(lines) + b"\n"
 
 
-def _render_faces(episode: Episode) -> tuple[bytes, bytes]:
+def _render_faces(episode: Episode) -> tuple[bytes | memoryview, bytes]:
     """The contents of faces.jsonl and of faces.npy."""
-    dialect = DIALECTS[episode.dialect]
-    embedded = episode.faces.select(["stored_row", "embedding"])
-    embedded = embedded.filter(embedded["embedding"].is_valid()) if embedded["embedding"].null_count else embedded
-    embeddings = schemas.embeddings_of(embedded)
-    is_stored = iter(_find_stored(episode, schemas.floats_of(embedded, "stored_row"), embeddings))
-    vectors = iter(embeddings)
-    template: Record = {}
-    lines = []
-    for row in schemas.face_rows(episode.faces):
-        raw = row["raw"]
-        record, text = open_record(raw) if raw is not None else (dict(template), None)
-        if raw is not None and not template:
-            template = {k: record[k] for k in ("ep_id", "detector", "pipeline_ver") if k in record}
-            if "crop_path" in record:
-                template["crop_path"] = ""
-        has_text, before = text is not None, None
-        if not row["has_embedding"]:
-            is_same = not has_text
-            record.pop("embedding", None)
-            text = None
+    faces, stored = episode.faces, episode.stored_faces
+    is_valid = faces["embedding"].is_valid().to_numpy()
+    embeddings = schemas.embeddings_of(_only(faces, is_valid))
+    if stored is None:
+        is_kept, has_vector = np.zeros(len(faces), bool), np.zeros(len(faces), bool)
+        lines = np.zeros(0, np.int64), memoryview(b"")
+    else:
+        is_kept, has_vector = _find_kept(faces, stored, embeddings)
+        lines = _open_lines(stored["line"])
+    offsets, content = lines
+    sources = faces["stored_row"].fill_null(-1).to_numpy()
+    changed = faces.filter(~is_kept)
+    vector_of = np.cumsum(is_valid) - 1
+    texts = (
+        None if not valid else b"" if kept else format_numbers(embeddings[vector])
+        for valid, kept, vector in zip(is_valid[~is_kept], has_vector[~is_kept], vector_of[~is_kept], strict=True)
+    )
+    rewritten = _rewrite_faces(episode.dialect, changed, texts, offsets, content)
+    pieces: list[bytes | memoryview] = []
+    # Lines that stay and follow each other in the old file are one piece of it.
+    is_next = np.zeros(len(faces), bool)
+    is_next[1:] = is_kept[1:] & is_kept[:-1] & (np.diff(sources) == 1)
+    starts = np.flatnonzero(~is_next)
+    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(faces)], strict=True):
+        if is_kept[start]:
+            pieces.append(content[offsets[sources[start]] : offsets[sources[stop - 1] + 1]])
         else:
-            vector, is_same = next(vectors), bool(next(is_stored)) and has_text
-            if not is_same:
-                record["embedding"] = PRESENT
-                text = format_numbers(vector)
-        if raw is not None and is_same:
-            before = orjson.dumps(record)
+            pieces.append(next(rewritten))
+    lines_now = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return lines_now, _render_matrix(embeddings)
+
+
+def _rewrite_faces(
+    dialect_name: str,
+    faces: pa.Table,
+    texts: Iterator[bytes | None],
+    offsets: NDArray[np.int64],
+    content: memoryview,
+) -> Iterator[bytes]:
+    """Lines of faces that are new or changed.
+
+    Args:
+        dialect_name: The dialect.
+        faces: FACE_SCHEMA.
+        texts: For each the numbers of its embedding; empty for those its line has, None where it has no embedding.
+        offsets: Where the old lines begin, and where the last ends.
+        content: The old lines.
+    """
+    dialect = DIALECTS[dialect_name]
+    template: Record = {}
+    if len(offsets):
+        first = _open_line(content[: offsets[1]])[0]
+        template = {k: first[k] for k in ("ep_id", "detector", "pipeline_ver") if k in first}
+        if "crop_path" in first:
+            template["crop_path"] = ""
+    for row, text in zip(schemas.face_rows(faces), texts, strict=True):
+        place = row["stored_row"]
+        record, old_text = dict(template), None
+        if place is not None:
+            record, old_text = _open_line(content[offsets[place] : offsets[place + 1]])
+        if text is None:
+            record.pop("embedding", None)
+        else:
+            record["embedding"] = PRESENT
         dialect.write_face(record, row)
-        line = orjson.dumps(record)
-        lines.append(raw if line == before else close_record(line, text))
-    return b"\n".join([*lines, b""]), _render_matrix(embeddings)
+        yield close_record(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE), text or old_text)
 
 
-def _find_stored(
-    episode: Episode, stored_rows: NDArray[np.float64], embeddings: NDArray[np.float32]
-) -> NDArray[np.bool_]:
-    """Which embeddings are those that were read, but for rounding; shape (n,)."""
-    stored = episode.stored_embeddings
-    is_stored = np.zeros(len(embeddings), bool)
-    if stored is None or embeddings.shape[1:] != stored.shape[1:]:
-        return is_stored
-    known = np.flatnonzero(np.isfinite(stored_rows))
-    for rows in np.array_split(known, len(known) // _ROWS_AT_A_TIME + 1):
-        difference = np.abs(embeddings[rows] - stored[stored_rows[rows].astype(np.int64)])
-        is_stored[rows] = difference.max(axis=1, initial=0) <= SAME_VECTOR
-    return is_stored
+def _open_line(line: memoryview) -> tuple[Record, bytes | None]:
+    try:
+        return open_record(bytes(line))
+    except orjson.JSONDecodeError as error:
+        raise ArtifactError(f"faces.jsonl: a line cannot be rewritten ({error.msg}): {bytes(line[:80])!r}") from error
+
+
+def _open_lines(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], memoryview]:
+    """Where lines begin in their bytes, and where the last one ends; and the bytes."""
+    lines = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+    _, offsets, content = lines.buffers()
+    return np.frombuffer(offsets, np.int64)[lines.offset : lines.offset + len(lines) + 1], memoryview(content)
+
+
+def _find_kept(
+    faces: pa.Table, stored: pa.Table, embeddings: NDArray[np.float32]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which faces are as they were read, and which have the embedding that was read but for rounding; shape (n,)."""
+    sources = faces["stored_row"].fill_null(-1).to_numpy()
+    is_kept = sources >= 0
+    places = pa.array(np.maximum(sources, 0))
+    for field in schemas.FACE_SCHEMA:
+        if field.name not in ("stored_row", "embedding"):
+            is_kept &= _equal(faces[field.name], stored[field.name].take(places))
+    is_valid, was_valid = faces["embedding"].is_valid().to_numpy(), stored["embedding"].is_valid().to_numpy()
+    has_vector = np.zeros(len(faces), bool)
+    rows_before = np.cumsum(was_valid) - 1
+    old = schemas.embeddings_of(_only(stored, was_valid))
+    is_in_place = np.array_equal(sources, np.arange(len(stored)))
+    if is_in_place and old.shape == embeddings.shape and old.ctypes.data == embeddings.ctypes.data:
+        has_vector = is_valid & was_valid  # the very numbers that were read, not a copy
+    elif old.shape[1:] == embeddings.shape[1:]:
+        comparable = np.flatnonzero(is_valid & (sources >= 0) & was_valid[np.maximum(sources, 0)])
+        rows_now = np.cumsum(is_valid) - 1
+        for rows in np.array_split(comparable, len(comparable) // _ROWS_AT_A_TIME + 1):
+            difference = np.abs(embeddings[rows_now[rows]] - old[rows_before[sources[rows]]])
+            has_vector[rows] = difference.max(axis=1, initial=0) <= SAME_VECTOR
+    is_gone = ~is_valid & (sources >= 0) & ~was_valid[np.maximum(sources, 0)]
+    return is_kept & (has_vector | is_gone), has_vector
+
+
+def _only(faces: pa.Table, is_wanted: NDArray[np.bool_]) -> pa.Table:
+    """Embeddings of some faces; without a copy where that is all of them."""
+    embeddings = faces.select(["embedding"])
+    return embeddings if is_wanted.all() else embeddings.filter(is_wanted)
+
+
+def _equal(a: pa.ChunkedArray, b: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Where two columns hold the same; two nulls are the same."""
+    if pa.types.is_fixed_size_list(a.type):
+        left, right = (schemas.matrix_of(column, a.type.list_size) for column in (a, b))
+        return np.asarray(((left == right) | (np.isnan(left) & np.isnan(right))).all(axis=1))
+    same = pc.or_(pc.fill_null(pc.equal(a, b), False), pc.and_(pc.is_null(a), pc.is_null(b)))
+    return np.asarray(same.to_numpy())
 
 
 def _render_matrix(embeddings: NDArray[np.float32]) -> bytes:
     matrix = np.ascontiguousarray(embeddings, np.float32)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(matrix))
-    return header.getvalue() + matrix.tobytes()
+    return b"".join([header.getbuffer(), matrix.data.cast("B") if matrix.size else b""])
 
 
 def _render_identities(episode: Episode, now: str) -> bytes:

@@ -32,7 +32,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _write_synced(path: Path, content: bytes) -> None:
+def _write_synced(path: Path, content: bytes | memoryview) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as stream:
         stream.write(content)
@@ -108,7 +108,7 @@ def _apply(paths: EpisodePaths, journal: Path, moves: list[list[str]]) -> None:
         shutil.rmtree(staged_folder)
 
 
-def stage(paths: EpisodePaths, run_id: str, contents: Mapping[Path, bytes]) -> EpisodePaths:
+def stage(paths: EpisodePaths, run_id: str, contents: Mapping[Path, bytes | memoryview]) -> EpisodePaths:
     """Writes new contents under the run folder, laid out like a data root of their own.
 
     Args:

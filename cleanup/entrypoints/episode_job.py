@@ -495,11 +495,11 @@ def _finish(
     return record
 
 
-def _is_same(path: Path, content: bytes) -> bool:
+def _is_same(path: Path, content: bytes | memoryview) -> bool:
     if not path.exists():
         return False
     old = path.read_bytes()
-    return old == content or (path.suffix == ".json" and same_json(old, content))
+    return old == content or (path.suffix == ".json" and same_json(old, bytes(content)))
 
 
 @contextlib.contextmanager

@@ -48,19 +48,33 @@ def _read_and_write(root: Path, ep_id: str, target: Path, *, is_changed: bool) -
 
 
 def _read_and_write_by_line(root: Path, ep_id: str, target: Path) -> dict[str, Any]:
-    """The same with the json module, a line at a time; checks that embeddings are unit vectors and ids unique."""
+    """The same with the json module, a line at a time, with the same checks."""
     paths = EpisodePaths(root, ep_id)
     target.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    seen = set()
+    with paths.tracks.open() as stream:
+        tracks = {json.loads(line)["track_id"] for line in stream}
+    matrix, seen = np.load(paths.embeddings), set()
     with paths.faces.open() as stream, (target / "faces.jsonl").open("w") as output:
-        for line in stream:
+        for place, line in enumerate(stream):
             record = json.loads(line)
-            if record["face_id"] in seen or abs(math.sqrt(sum(v * v for v in record["embedding"])) - 1) > 1e-2:
+            embedding, landmarks = np.array(record["embedding"], np.float32), record.get("landmarks") or [0.0] * 10
+            x1, y1, x2, y2 = record.get("bbox") or record["bbox_xyxy"]
+            quality = record.get("quality_score", record.get("quality"))
+            if (
+                record["face_id"] in seen
+                or record["track_id"] not in tracks
+                or not isinstance(record["frame_idx"], int)
+                or not (x1 < x2 and y1 < y2 and all(map(math.isfinite, (x1, y1, x2, y2))))
+                or not (len(landmarks) == 10 and all(map(math.isfinite, landmarks)))
+                or not 0 <= quality <= 1
+                or not abs(float(np.linalg.norm(embedding)) - 1) <= 0.01
+                or not float(np.abs(embedding - matrix[place]).max()) <= 1e-3
+            ):
                 raise ValueError(line[:80])
             seen.add(record["face_id"])
             output.write(json.dumps(record) + "\n")
-    np.save(target / "faces.npy", np.load(paths.embeddings))
+    np.save(target / "faces.npy", matrix)
     return {"seconds": time.perf_counter() - started}
 
 
