@@ -22,7 +22,7 @@ from cleanup.entrypoints.episode_job import parse_actions
 from cleanup.entrypoints.season_job import SeasonJob, run_season_job
 from cleanup.resolve_settings import resolve_for_run
 from tests.bench.speed.episodes import draw_episode
-from tests.bench.speed.measure import Row, run_command, run_side, take_turns
+from tests.bench.speed.measure import CLEANUP, Row, run_command, run_side, take_turns
 from tests.conftest import SHARED, copy_data
 
 _N_FACES, _FACES_PER_TRACK = 200_000, 50
@@ -114,7 +114,7 @@ def _change(root: Path, ep_id: str, target: Path) -> dict[str, Any]:
 def start(_folder: Path) -> list[Row]:
     """The help text against the import of the library that parses the command line."""
     ours, peer = take_turns(
-        9, lambda: run_command(["cleanup", "--help"]), lambda: run_command([sys.executable, "-c", "import typer"])
+        9, lambda: run_command([CLEANUP, "--help"]), lambda: run_command([sys.executable, "-c", "import typer"])
     )
     ratio = ours.seconds / peer.seconds
     return [
@@ -128,7 +128,7 @@ def start(_folder: Path) -> list[Row]:
 def small(folder: Path) -> list[Row]:
     """A small run of the command against the import of two libraries it stands on."""
     root = draw_episode(folder / "small", "small-s01e01", "documented", 100, 10)
-    command = ["cleanup", "run", "--ep-id", "small-s01e01", "--actions", "recluster", "--out-root", str(root)]
+    command = [CLEANUP, "run", "--ep-id", "small-s01e01", "--actions", "recluster", "--out-root", str(root)]
     ours, peer = take_turns(
         7,
         lambda: run_command(command),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 _POLL_S = 0.02
+# The command of the environment that runs this.
+CLEANUP = str(Path(sys.executable).parent / "cleanup")
 MIB = 1 << 20
 
 

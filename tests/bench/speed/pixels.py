@@ -25,7 +25,7 @@ from cleanup.phases.observe import attach_detections, plan_observations
 from cleanup.progress import ignore_items
 from cleanup.resolve_settings import ResolvedSettings, resolve_for_run
 from tests.bench.speed.episodes import SOURCE_EP, repeat_episode
-from tests.bench.speed.measure import Row, Side, run_command, run_side, take_turns
+from tests.bench.speed.measure import CLEANUP, Row, Side, run_command, run_side, take_turns
 from tests.conftest import SHARED
 
 _MODELS = SHARED / "models"
@@ -269,7 +269,7 @@ def memory(folder: Path) -> list[Row]:
     for minutes in (_SHORT_MINUTES, _HOUR_MINUTES):
         ep_id = f"long{minutes}-s01e01"
         root = repeat_episode(folder / ep_id, ep_id, minutes // 2, 667)
-        command = ["cleanup", "run", "--ep-id", ep_id, "--out-root", str(root), "--models", str(_MODELS), "-q"]
+        command = [CLEANUP, "run", "--ep-id", ep_id, "--out-root", str(root), "--models", str(_MODELS), "-q"]
         sides[minutes] = run_command([*command, "--write-back", "--no-resume"])
     short, hour = sides[_SHORT_MINUTES], sides[_HOUR_MINUTES]
     return [
