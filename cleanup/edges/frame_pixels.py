@@ -45,7 +45,7 @@ class DecodedFrame:
         """Warps a face into the ArcFace crop, with bilinear interpolation and black beyond the picture's edge.
 
         Of 8-bit 4:2:0 pictures only the region around the face is turned into RGB, pixel by pixel as FFmpeg turns the
-        whole; other formats are converted as a whole.
+        whole; other formats, and pictures of odd height, for which FFmpeg blends chroma, are converted as a whole.
 
         Args:
             matrix: Affine map from the picture to the crop, shape (2, 3).
@@ -53,7 +53,8 @@ class DecodedFrame:
         Returns:
             RGB image, shape (112, 112, 3).
         """
-        if self.source.format.name not in _PLANAR_420 or int(self.source.colorspace) not in _WEIGHTS:
+        is_known = self.source.format.name in _PLANAR_420 and int(self.source.colorspace) in _WEIGHTS
+        if not is_known or self.source.height % 2:
             return _warp(self.rgb, matrix)
         inverse = cv2.invertAffineTransform(matrix)
         last = CROP_SIZE - 1

@@ -8,11 +8,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import ray
 
 from cleanup import schemas
+from cleanup.algorithms import average_linkage
+from cleanup.algorithms.average_linkage import Conflicts, cluster_tracks
 from cleanup.edges import ray_workers
 from cleanup.edges.observation_worker import WorkerSpec
 from cleanup.edges.onnx_models import ModelSpec
@@ -21,7 +24,7 @@ from cleanup.edges.remote_files import NodeCache
 from cleanup.errors import EngineError, VideoError
 from cleanup.progress import ignore_items
 from cleanup.settings import ClusterSettings
-from tests.builders import corrupt_video, snapshot
+from tests.builders import corrupt_video, make_faces, make_people, snapshot
 from tests.conftest import copy_data
 from tests.entrypoints.test_cli import EP, cleanup, report_of, run
 
@@ -152,6 +155,21 @@ def lines_by_track(root: Path) -> dict[int, list[str]]:
         for line in (root / "manifests" / EP / name).read_text().splitlines():
             found.setdefault(json.loads(line)["track_id"], []).append(line)
     return found
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("session_ray")
+def test_components_linked_as_tasks_give_the_same_partition(engine: RayEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.concatenate([make_faces(person, 200, 0.6, seed=i) for i, person in enumerate(make_people(3, 64))])
+    monkeypatch.setattr(average_linkage, "_WORTH_SPREADING", 0)
+
+    remote = cluster_tracks(vectors, 0.5, Conflicts.of([(0, 1)]), engine.run_many)
+
+    monkeypatch.undo()
+    alone = cluster_tracks(vectors, 0.5, Conflicts.of([(0, 1)]))
+    assert remote.labels.tolist() == alone.labels.tolist()
+    assert remote.merges == alone.merges
+    assert engine.run_many(divmod, [(7, 2), (9, 4)]) == [(3, 1), (2, 1)]
 
 
 @pytest.mark.ray

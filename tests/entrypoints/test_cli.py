@@ -133,6 +133,12 @@ def test_the_report_has_every_documented_key(enrolled: Path) -> None:
             "largest_cluster_fraction_before", "largest_cluster_fraction_after"} <= set(report["recluster"])  # fmt: skip
     assert {"clusters_grouped", "auto_assigned_identities", "ambiguous"} <= set(report["group_clusters"])
     assert report["settings"]["stride"] == {"value": 5, "source": "profile balanced"}
+    timings = report["timings"]
+    assert set(timings["phases"]) == {
+        "read", "observe", "measure", "split_tracks", "reembed", "recluster", "group_clusters", "write"
+    }  # fmt: skip
+    assert 0 < sum(timings["phases"].values()) <= report["runtime_sec"]
+    assert timings["workers"] == [timings["steps"]] and {"decode", "crop", "quality", "embed"} <= set(timings["steps"])
     progress = json.loads((enrolled / "manifests" / EP / "cleanup_progress.json").read_text())
     assert progress["phase"] == "done" and progress["summary"] == report
 
