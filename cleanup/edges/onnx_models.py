@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from cleanup.algorithms.face_alignment import CROP_SIZE
 from cleanup.edges.model_files import FP16_SUFFIX, find_model_files, sha256_of_file
 from cleanup.edges.onnx_sessions import (
     CPU,
+    CUDA_PROVIDERS,
     GPU_DEVICES,
+    BoundSession,
     check_onnxruntime_distribution,
     has_nvidia_driver,
     open_session,
@@ -70,6 +73,7 @@ class FaceRecogniser:
         self.sha256 = sha256_of_file(path)
         entry = self._session.get_inputs()[0]
         self._fixed_batch = entry.shape[0] if isinstance(entry.shape[0], int) and entry.shape[0] > 0 else None
+        self._of_thread = threading.local()
         self._dtype = np.float16 if entry.type == "tensor(float16)" else np.float32
         blank = np.zeros((1, CROP_SIZE, CROP_SIZE, 3), np.uint8)
         self.dimension = int(self.embed(blank).shape[1])
@@ -116,7 +120,12 @@ class FaceRecogniser:
         mean, scale = (self._model.input_mean,) * 3, 1 / self._model.input_std
         blob = np.zeros((size, 3, CROP_SIZE, CROP_SIZE), self._dtype)
         blob[: len(crops)] = cv2.dnn.blobFromImages(list(crops), scale, (CROP_SIZE, CROP_SIZE), mean)
-        output = self._session.run(self._model.output_names, {self._model.input_name: blob})[0]
+        if self.provider in CUDA_PROVIDERS:
+            if not hasattr(self._of_thread, "session"):
+                self._of_thread.session = BoundSession(self._session, "cuda")
+            output = self._of_thread.session.run(blob)
+        else:
+            output = self._session.run(self._model.output_names, {self._model.input_name: blob})[0]
         return np.asarray(output, np.float32).reshape(size, -1)[: len(crops)]
 
 

@@ -16,6 +16,8 @@ from cleanup.algorithms.targets import TARGETS
 from cleanup.progress import PhaseProgress, ReportProgress
 
 _PLAIN_INTERVAL_S = 5.0
+# Parts of a run that took less are not mentioned.
+_WORTH_SAYING_S = 0.05
 
 
 @contextmanager
@@ -209,7 +211,19 @@ def print_report(console: Console, report: Mapping[str, Any]) -> None:
         console.print(line, highlight=False, soft_wrap=True)
     for warning in report["warnings"]:
         console.print(f"[yellow]warning:[/yellow] {warning}", highlight=False, soft_wrap=True)
+    console.print(_describe_timings(report), highlight=False, soft_wrap=True)
     _print_files(console, report)
+
+
+def _describe_timings(report: Mapping[str, Any]) -> str:
+    """Where the time went: the parts of the run, and inside the pass over the pixels the busy time of each step."""
+    phases = {name: seconds for name, seconds in report["timings"]["phases"].items() if seconds >= _WORTH_SAYING_S}
+    steps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report["timings"]["steps"].items())
+    parts = [
+        f"{name} {seconds:.1f}" + (f" ({steps})" if name == "observe" and steps else "")
+        for name, seconds in phases.items()
+    ]
+    return f"{report['runtime_sec']:.1f} s" + (f": {', '.join(parts)}" if parts else "")
 
 
 def _phase_lines(report: Mapping[str, Any]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from cleanup.settings import ObserveSettings
 
 _BUFFER_FPS = 30.0
 # Faces a shard is meant to cost: a few seconds of work, so that progress moves and a lost shard costs little.
-FACES_PER_SHARD = 512
+FACES_PER_SHARD = 256
 
 
 def attach_detections(episode: Episode, settings: ObserveSettings) -> Episode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cleanup.edges import onnx_models, onnx_sessions
 from cleanup.edges.onnx_models import FaceRecogniser
+from cleanup.edges.onnx_sessions import BoundSession
 
 
 def write_network(
@@ -82,6 +84,7 @@ def test_batches_on_a_gpu_have_few_shapes(tmp_path: Path, monkeypatch: pytest.Mo
     crops = np.random.default_rng(2).integers(0, 256, (70, 112, 112, 3)).astype(np.uint8)
     expected = recogniser.embed(crops)
     monkeypatch.setattr(FaceRecogniser, "provider", "CUDAExecutionProvider")
+    monkeypatch.setattr(onnx_models, "BoundSession", lambda session, _: BoundSession(session, "cpu"))
     shapes: list[int] = []
     run = recogniser._run
     monkeypatch.setattr(recogniser, "_run", lambda part, size: (shapes.append(size), run(part, size))[1])
@@ -109,3 +112,20 @@ def test_a_gpu_takes_the_half_precision_file_of_a_pack(drawn: Path, monkeypatch:
     onnx_models.load_models(onnx_models.ModelSpec(str(drawn / "models"), "auto"))
 
     assert opened == [model.name, f"{model.stem}_fp16.onnx"]
+
+
+def test_bound_sessions_of_two_threads_share_a_model(tmp_path: Path) -> None:
+    """On the CPU; that the memory bound is a GPU's is what cannot be shown here."""
+    path = write_network(tmp_path / "m.onnx", 16, np.full((16, 1, 1), 0.25, np.float32))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(3).normal(size=(8, 3, 112, 112)).astype(np.float32)
+    batches = [images[:2], images[2:4], images[:8], images[4:6], images[6:7]]
+    expected = [session.run(None, {"x": batch})[0] for batch in batches]
+
+    def run_all(_: int) -> list[NDArray[np.floating]]:
+        bound = BoundSession(session, "cpu")
+        return [bound.run(batch.copy()) for batch in batches * 5]
+
+    with ThreadPoolExecutor(2) as threads:
+        for outcome in threads.map(run_all, range(2)):
+            assert all(np.array_equal(a, b) for a, b in zip(outcome, expected * 5, strict=True))
