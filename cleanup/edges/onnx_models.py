@@ -40,7 +40,7 @@ class ModelSpec:
 
     Attributes:
         directory: Folder that holds the ONNX files, or its URL.
-        device: Device of the detector: ``cpu``, ``cuda``, ``mps`` or ``auto``.
+        device: Device of the detector: ``cpu``, ``cuda``, ``tensorrt``, ``mps`` or ``auto``.
         embed_device: Device of the recogniser, or ``same``.
         n_threads: Threads that a worker owns; 0 means all cores.
     """

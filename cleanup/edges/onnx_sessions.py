@@ -87,7 +87,7 @@ def _providers_for(device: str) -> list[str]:
             else ["CPUExecutionProvider"]
         )
     if device not in PROVIDER_OF_DEVICE:
-        raise ModelError(f"device {device!r} is not one of auto, cpu, cuda, mps")
+        raise ModelError(f"device {device!r} is not one of auto, {', '.join(PROVIDER_OF_DEVICE)}")
     provider = PROVIDER_OF_DEVICE[device]
     if provider not in available:
         raise ModelError(
