@@ -1,8 +1,8 @@
 """The Arrow schemas everything is handed over in, and the way between their columns and NumPy arrays.
 
 Track ids are integers in here, whatever the dialect on disk writes. Boxes and landmarks keep the unit of their dialect
-(``Episode.is_normalised``) except in samples and observations, which are always in pixels. ``raw`` holds the JSON of
-the line or object a row was read from, so that fields nobody here knows survive.
+(``Episode.is_normalised``) except in samples and observations, which are always in pixels. ``raw`` of tracks
+and identities and ``line`` of stored faces hold the JSON a row was read from, so that fields nobody here knows survive.
 """
 
 from __future__ import annotations
@@ -195,9 +195,7 @@ def _build_column(rows: Sequence[Mapping[str, Any]], field: pa.Field) -> pa.Arra
 
 def matrix_of(column: pa.ChunkedArray, width: int) -> NDArray[np.float64]:
     """A list column as an array of shape (n, width); rows that are null become NaN."""
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    array = one_array(column)
     result = np.full((len(array), width), np.nan)
     is_valid = array.is_valid().to_numpy(zero_copy_only=False)
     values = array.drop_null().flatten().to_numpy(zero_copy_only=False)
@@ -205,13 +203,17 @@ def matrix_of(column: pa.ChunkedArray, width: int) -> NDArray[np.float64]:
     return result
 
 
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array; without a copy where it is one already."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
 def embeddings_of(table: pa.Table) -> NDArray[np.float32]:
     """The embedding column of rows that all have one, shape (n, d)."""
     n_rows = len(table)
-    values = table["embedding"].combine_chunks()
-    if isinstance(values, pa.ChunkedArray):
-        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
-    flat = values.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    flat = one_array(table["embedding"]).flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
     return flat.reshape(n_rows, -1) if n_rows else flat.reshape(0, 0)
 
 

@@ -53,7 +53,7 @@ def set_pooled_embedding(record: Record, embedding: Sequence[float]) -> None:
 
 def check_embedding_text(value: Any, what: str) -> bool:
     """Whether a face has an embedding, in a record that ``open_record`` opened."""
-    if value is not None and value != PRESENT:
+    if value is not None and value is not PRESENT:
         raise BadValueError(f"{what} has an embedding that is no list of numbers")
     return value is not None
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from cleanup import schemas
 from cleanup.edges.artifact_checks import BadValueError, check_box, check_landmarks, optional, require
 from cleanup.edges.artifact_dialects import DIALECTS, Record, dialect_of_face, dialect_of_track
 from cleanup.edges.artifact_files import EpisodePaths
+from cleanup.edges.bounded_map import map_ahead
 from cleanup.edges.embedding_text import ParsedVectors, open_record, parse_vectors
 from cleanup.edges.face_columns import ROW_TOLERANCE, read_plain_faces
 from cleanup.episode import DOCUMENTED, Episode
@@ -27,6 +27,8 @@ from cleanup.errors import ArtifactError, first_line
 _LINES_AT_A_TIME, _BATCHES_AHEAD = 512, 8
 _BUFFER_BYTES = 1 << 20
 _MAX_PROBLEMS = 1000
+# A row of faces.jsonl, and the numbers of its embedding as text.
+_OpenedFace = tuple[dict[str, Any], bytes | None]
 
 
 def read_episode(paths: EpisodePaths) -> Episode:
@@ -109,15 +111,21 @@ class _Reader:
                 yield number, line, record
 
     def _parse(self, path: Path, number: int, line: bytes) -> Record | None:
+        opened = self._open(path, number, line, lambda content: (orjson.loads(content), None))
+        return None if opened is None else opened[0]
+
+    def _open(
+        self, path: Path, number: int, line: bytes, load: Callable[[bytes], tuple[Any, bytes | None]]
+    ) -> tuple[Record, bytes | None] | None:
         try:
-            record = orjson.loads(line)
+            record, text = load(line)
         except orjson.JSONDecodeError as error:
             self.add(f"{path}:{number}: {_explain_json_error(line, error)}")
             return None
         if not isinstance(record, dict):
             self.add(f"{path}:{number}: a JSON {type(record).__name__} instead of an object")
             return None
-        return record
+        return record, text
 
     def _row(
         self, path: Path, number: int, read: Callable[[Record], dict[str, Any]], record: Record
@@ -187,44 +195,42 @@ class _Reader:
 
     def _read_face_lines(self, dialect_name: str | None, matrix: NDArray[np.floating] | None) -> list[dict[str, Any]]:
         """The rows of faces.jsonl, line by line, with everything that is wrong noted."""
-        path, rows = self.paths.faces, []
+        rows: list[dict[str, Any]] = []
+        check = _EmbeddingCheck(self, matrix)
         with ThreadPoolExecutor(thread_name_prefix="numbers") as threads:
-            numbers = _EmbeddingCheck(self, matrix, threads)
-            for number, line in self._raw_lines(path, is_required=True):
-                opened = self._open_line(path, number, line)
-                if opened is None or dialect_name is None:
-                    continue
-                record, text = opened
-                found = dialect_of_face(record)
-                if found != dialect_name:
-                    self.add(_odd_line(path, number, found, dialect_name))
-                    continue
-                row = self._row(path, number, DIALECTS[found].face_row, record)
-                if row is None:
-                    continue
-                row["raw"] = line + b"\n"
-                rows.append(row)
-                if text is not None:
-                    numbers.add(row, text)
-            numbers.finish()
-        self._check_unique(path, rows, "face_id")
-        if matrix is not None and len(matrix) != numbers.n_faces:
+            batches = self._open_faces(dialect_name)
+            for opened, parsed in map_ahead(_parse_embeddings, batches, threads, _BATCHES_AHEAD):
+                rows += [row for row, _ in opened]
+                check.add([row for row, text in opened if text is not None], parsed)
+        self._check_unique(self.paths.faces, rows, "face_id")
+        if matrix is not None and len(matrix) != check.n_faces:
             self.add(
-                f"{self.paths.embeddings}: {len(matrix)} rows, but {numbers.n_faces} lines of {path.name} carry an "
-                "embedding"
+                f"{self.paths.embeddings}: {len(matrix)} rows, but {check.n_faces} lines of {self.paths.faces.name} "
+                "carry an embedding"
             )
         return rows
 
-    def _open_line(self, path: Path, number: int, line: bytes) -> tuple[Record, bytes | None] | None:
-        try:
-            record, text = open_record(line)
-        except orjson.JSONDecodeError as error:
-            self.add(f"{path}:{number}: {_explain_json_error(line, error)}")
-            return None
-        if not isinstance(record, dict):
-            self.add(f"{path}:{number}: a JSON {type(record).__name__} instead of an object")
-            return None
-        return record, text
+    def _open_faces(self, dialect_name: str | None) -> Iterator[list[_OpenedFace]]:
+        """Rows of faces.jsonl and the numbers of their embeddings, a batch at a time."""
+        path, batch = self.paths.faces, []
+        for number, line in self._raw_lines(path, is_required=True):
+            opened = self._open(path, number, line, open_record)
+            if opened is None or dialect_name is None:
+                continue
+            record, text = opened
+            found = dialect_of_face(record)
+            if found != dialect_name:
+                self.add(_odd_line(path, number, found, dialect_name))
+                continue
+            row = self._row(path, number, DIALECTS[found].face_row, record)
+            if row is None:
+                continue
+            row["raw"] = line + b"\n"
+            batch.append((row, text))
+            if len(batch) == _LINES_AT_A_TIME:
+                yield batch
+                batch = []
+        yield batch
 
     def _open_matrix(self) -> NDArray[np.floating] | None:
         """faces.npy, mapped into memory: what is not looked at is not read."""
@@ -397,54 +403,33 @@ def _merge_boxes(boxes: pa.Table) -> pa.Table:
     return merged
 
 
+def _parse_embeddings(faces: list[_OpenedFace]) -> tuple[list[_OpenedFace], ParsedVectors]:
+    return faces, parse_vectors(pa.array([text for _, text in faces if text is not None], pa.large_binary()))
+
+
 class _EmbeddingCheck:
-    """Parses the embeddings of lines in bulk, in threads, and compares them with the rows of faces.npy.
+    """Compares the embeddings of lines with each other and with the rows of faces.npy.
 
     Args:
         reader: Gets what is wrong.
         matrix: faces.npy; None where it cannot be read.
-        threads: Where the numbers are parsed.
     """
 
-    def __init__(self, reader: _Reader, matrix: NDArray[np.floating] | None, threads: ThreadPoolExecutor) -> None:
-        self._reader, self._matrix, self._threads = reader, matrix, threads
-        self._rows: list[dict[str, Any]] = []
-        self._texts: list[bytes] = []
-        self._under_way: deque[tuple[list[dict[str, Any]], Future[ParsedVectors]]] = deque()
+    def __init__(self, reader: _Reader, matrix: NDArray[np.floating] | None) -> None:
+        self._reader, self._matrix = reader, matrix
         self._first: tuple[int, dict[str, Any]] | None = None
         self._is_row_wrong = matrix is None
         self.n_faces = 0
 
-    def add(self, row: dict[str, Any], text: bytes) -> None:
-        """Takes the numbers of one line."""
-        row["matrix_row"] = self.n_faces
-        self.n_faces += 1
-        self._rows.append(row)
-        self._texts.append(text)
-        if len(self._rows) == _LINES_AT_A_TIME:
-            self._submit()
-        while len(self._under_way) > _BATCHES_AHEAD:
-            self._collect()
-
-    def finish(self) -> None:
-        """Waits for all that was added."""
-        if self._rows:
-            self._submit()
-        while self._under_way:
-            self._collect()
-
-    def _submit(self) -> None:
-        self._under_way.append((self._rows, self._threads.submit(parse_vectors, self._texts)))
-        self._rows, self._texts = [], []
-
-    def _collect(self) -> None:
-        rows, future = self._under_way.popleft()
-        parsed = future.result()
+    def add(self, rows: list[dict[str, Any]], parsed: ParsedVectors) -> None:
+        """Takes the next rows that have an embedding."""
+        start = self.n_faces
+        self.n_faces += len(rows)
         path = self._reader.paths.faces
         for place, fault in parsed.faults:
             self._reader.add(f"{path}:{rows[place]['line']}: face {rows[place]['face_id']} has {fault}")
         sizes = np.diff(parsed.ends, prepend=0)
-        if parsed.faults:
+        if parsed.faults or not rows:
             return
         if self._first is None:
             self._first = int(sizes[0]), rows[0]
@@ -455,12 +440,11 @@ class _EmbeddingCheck:
                 f"{first['line']} has {dimension}; re-embed the whole episode with one model"
             )
         if (sizes == dimension).all() and not self._is_row_wrong:
-            self._compare(rows, parsed.values.reshape(-1, dimension))
+            self._compare(start, rows, parsed.values.reshape(-1, dimension))
 
-    def _compare(self, rows: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
+    def _compare(self, start: int, rows: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
         """Finds the first row of faces.npy that is not what its line says."""
         assert self._matrix is not None
-        start = rows[0]["matrix_row"]
         stored = self._matrix[start : start + len(rows)]
         path = self._reader.paths.embeddings
         if len(stored) == len(rows) and stored.shape[1] == vectors.shape[1]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -23,21 +23,24 @@ from cleanup.errors import ArtifactError
 _ROWS_AT_A_TIME = 4096
 
 
-def render_episode(episode: Episode, now: str) -> dict[str, bytes | memoryview]:
-    """What an episode's files hold when written back, by file name (``tracks.jsonl``, ``faces.npy``, ...).
+def render_episode(episode: Episode, now: str) -> dict[str, Iterable[bytes | memoryview]]:
+    """What an episode's files hold when written back, by file name (``tracks.jsonl``, ``faces.npy``, ...), in pieces.
 
     Lines whose row did not change are the very bytes they were read as.
 
     Args:
-        episode: The episode after the phases.
+        episode: The episode after the phases, as it was read but for them.
         now: ISO time for identities that changed.
+
+    Raises:
+        ArtifactError: While the pieces are taken: a line that changed cannot be rewritten.
     """
-    faces, embeddings = _render_faces(episode)
+    embeddings = schemas.embeddings_of(_only(episode.faces, episode.faces["embedding"].is_valid().to_numpy()))
     return {
-        "tracks.jsonl": _render_tracks(episode),
-        "faces.jsonl": faces,
-        "faces.npy": embeddings,
-        "identities.json": _render_identities(episode, now),
+        "tracks.jsonl": [_render_tracks(episode)],
+        "faces.jsonl": _render_faces(episode, embeddings),
+        "faces.npy": _render_matrix(embeddings),
+        "identities.json": [_render_identities(episode, now)],
     }
 
 
@@ -69,18 +72,13 @@ def _render_tracks(episode: Episode) -> bytes:
     return b"\n".join(lines) + b"\n"
 
 
-def _render_faces(episode: Episode) -> tuple[bytes | memoryview, bytes]:
-    """The contents of faces.jsonl and of faces.npy."""
+def _render_faces(episode: Episode, embeddings: NDArray[np.float32]) -> Iterator[bytes | memoryview]:
+    """The lines of faces.jsonl, in pieces."""
     faces, stored = episode.faces, episode.stored_faces
+    assert stored is not None, "only an episode that was read from files can be written back"
     is_valid = faces["embedding"].is_valid().to_numpy()
-    embeddings = schemas.embeddings_of(_only(faces, is_valid))
-    if stored is None:
-        is_kept, has_vector = np.zeros(len(faces), bool), np.zeros(len(faces), bool)
-        lines = np.zeros(0, np.int64), memoryview(b"")
-    else:
-        is_kept, has_vector = _find_kept(faces, stored, embeddings)
-        lines = _open_lines(stored["line"])
-    offsets, content = lines
+    is_kept, has_vector = _find_kept(faces, stored, embeddings)
+    offsets, content = _open_lines(stored["line"])
     sources = faces["stored_row"].fill_null(-1).to_numpy()
     changed = faces.filter(~is_kept)
     vector_of = np.cumsum(is_valid) - 1
@@ -88,23 +86,20 @@ def _render_faces(episode: Episode) -> tuple[bytes | memoryview, bytes]:
         None if not valid else b"" if kept else format_numbers(embeddings[vector])
         for valid, kept, vector in zip(is_valid[~is_kept], has_vector[~is_kept], vector_of[~is_kept], strict=True)
     )
-    rewritten = _rewrite_faces(episode.dialect, changed, texts, offsets, content)
-    pieces: list[bytes | memoryview] = []
+    rewritten = _rewrite_faces(episode, changed, texts, offsets, content)
     # Lines that stay and follow each other in the old file are one piece of it.
     is_next = np.zeros(len(faces), bool)
     is_next[1:] = is_kept[1:] & is_kept[:-1] & (np.diff(sources) == 1)
     starts = np.flatnonzero(~is_next)
     for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(faces)], strict=True):
         if is_kept[start]:
-            pieces.append(content[offsets[sources[start]] : offsets[sources[stop - 1] + 1]])
+            yield content[offsets[sources[start]] : offsets[sources[stop - 1] + 1]]
         else:
-            pieces.append(next(rewritten))
-    lines_now = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    return lines_now, _render_matrix(embeddings)
+            yield next(rewritten)
 
 
 def _rewrite_faces(
-    dialect_name: str,
+    episode: Episode,
     faces: pa.Table,
     texts: Iterator[bytes | None],
     offsets: NDArray[np.int64],
@@ -113,24 +108,22 @@ def _rewrite_faces(
     """Lines of faces that are new or changed.
 
     Args:
-        dialect_name: The dialect.
-        faces: FACE_SCHEMA.
+        episode: Whose faces they are.
+        faces: Those that are new or changed; FACE_SCHEMA.
         texts: For each the numbers of its embedding; empty for those its line has, None where it has no embedding.
         offsets: Where the old lines begin, and where the last ends.
         content: The old lines.
     """
-    dialect = DIALECTS[dialect_name]
-    template: Record = {}
-    if len(offsets):
-        first = _open_line(content[: offsets[1]])[0]
-        template = {k: first[k] for k in ("ep_id", "detector", "pipeline_ver") if k in first}
-        if "crop_path" in first:
-            template["crop_path"] = ""
+    dialect = DIALECTS[episode.dialect]
+    first = _open_line(content[: offsets[1]], episode, 0)[0]
+    template: Record = {k: first[k] for k in ("ep_id", "detector", "pipeline_ver") if k in first}
+    if "crop_path" in first:
+        template["crop_path"] = ""
     for row, text in zip(schemas.face_rows(faces), texts, strict=True):
         place = row["stored_row"]
         record, old_text = dict(template), None
         if place is not None:
-            record, old_text = _open_line(content[offsets[place] : offsets[place + 1]])
+            record, old_text = _open_line(content[offsets[place] : offsets[place + 1]], episode, place)
         if text is None:
             record.pop("embedding", None)
         else:
@@ -139,16 +132,19 @@ def _rewrite_faces(
         yield close_record(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE), text or old_text)
 
 
-def _open_line(line: memoryview) -> tuple[Record, bytes | None]:
+def _open_line(line: memoryview, episode: Episode, place: int) -> tuple[Record, bytes | None]:
     try:
         return open_record(bytes(line))
     except orjson.JSONDecodeError as error:
-        raise ArtifactError(f"faces.jsonl: a line cannot be rewritten ({error.msg}): {bytes(line[:80])!r}") from error
+        raise ArtifactError(
+            f"{episode.ep_id}: faces.jsonl, face {place + 1} of the file: the line changed while it was in use "
+            f"({error.msg}); run cleanup validate --ep-id {episode.ep_id}, then start again"
+        ) from error
 
 
 def _open_lines(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], memoryview]:
     """Where lines begin in their bytes, and where the last one ends; and the bytes."""
-    lines = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+    lines = schemas.one_array(column)
     _, offsets, content = lines.buffers()
     return np.frombuffer(offsets, np.int64)[lines.offset : lines.offset + len(lines) + 1], memoryview(content)
 
@@ -195,11 +191,11 @@ def _equal(a: pa.ChunkedArray, b: pa.ChunkedArray) -> NDArray[np.bool_]:
     return np.asarray(same.to_numpy())
 
 
-def _render_matrix(embeddings: NDArray[np.float32]) -> bytes:
+def _render_matrix(embeddings: NDArray[np.float32]) -> list[bytes | memoryview]:
     matrix = np.ascontiguousarray(embeddings, np.float32)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(matrix))
-    return b"".join([header.getbuffer(), matrix.data.cast("B") if matrix.size else b""])
+    return [header.getvalue(), matrix.data.cast("B") if matrix.size else b""]
 
 
 def _render_identities(episode: Episode, now: str) -> bytes:

@@ -1,14 +1,18 @@
 """Reads faces.jsonl column by column where every line is plain and valid: no Python object per line or number.
 
-Whatever is not plain (another order of brackets, a fault of any kind) is left to the reader that goes line by line,
-knows every allowed form and can say what is wrong and where. So a condition here may be narrower than the contract, but
-never wider.
+The file is taken apart in blocks of lines, side by side: the numbers of the embeddings are cut out and parsed in bulk,
+the rest is a small JSON table. Whatever is not plain (another order of brackets, a fault of any kind) is left to the
+reader that goes line by line, knows every allowed form and can say what is wrong and where. So a condition here may be
+narrower than the contract, but not wider.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +22,15 @@ import pyarrow.json
 from numpy.typing import NDArray
 
 from cleanup import schemas
-from cleanup.edges.artifact_checks import NORM_TOLERANCE, UNIT_TOLERANCE
+from cleanup.edges.artifact_checks import UNIT_TOLERANCE
+from cleanup.edges.bounded_map import map_ahead
+from cleanup.edges.embedding_text import parse_vectors
 from cleanup.episode import DOCUMENTED, EMITTED
 
 # How far a row of faces.npy may lie from the embedding in its line, which is rounded on disk.
 ROW_TOLERANCE = 1e-3
-_BLOCK_BYTES = 1 << 22
+# Bytes of lines that are read at a time, and how many such blocks may wait to be checked.
+_BLOCK_BYTES, _BLOCKS_AHEAD = 1 << 22, 4
 _TRACK_KEY = r"^track-[0-9]+$"
 
 # Keys of a line, and the columns of FACE_SCHEMA they hold.
@@ -60,8 +67,30 @@ _COLUMNS = {
 _FOREIGN = {DOCUMENTED: (b'"bbox_xyxy"',), EMITTED: (b'"bbox"', b'"quality_score"')}
 
 
+# What orjson refuses and Arrow would pass over in fields nobody here knows: numbers too large for a double, and
+# brackets nested too deep. Far below both limits, so that counting is simple.
+_HUGE_NUMBER = r"[:,\[][ \t]*-?(?:[0-9]{100}|[0-9.]+[eE][-+]?[0-9]{3})"
+_MAX_BRACKETS = 1000
+_KEY = np.frombuffer(b'"embedding":', np.uint8)
+
+
 class _NotPlainError(Exception):
     """A line that has to be looked at by itself."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some lines of the file.
+
+    Attributes:
+        ends: Where each line ends in the file, behind its newline.
+        table: What the lines hold, named as in FACE_SCHEMA; lists with nothing in them for the embeddings.
+        vectors: The embeddings, (n, d).
+    """
+
+    ends: NDArray[np.int64]
+    table: pa.Table
+    vectors: NDArray[np.float32]
 
 
 def read_plain_faces(
@@ -80,46 +109,89 @@ def read_plain_faces(
         return None
     with path.open("rb") as stream:
         content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    try:
-        ends = _find_lines(content)
-        if any(content.find(key) >= 0 for key in _FOREIGN[dialect]):
+    ends, tables, n_vectors = [], [], 0
+    with ThreadPoolExecutor(thread_name_prefix="faces") as threads:
+        work = partial(_read_block, content, dialect, matrix.shape[1])
+        try:
+            for block in map_ahead(work, _find_blocks(content), threads, _BLOCKS_AHEAD):
+                _check_rows(block.vectors, matrix[n_vectors : n_vectors + len(block.vectors)])
+                n_vectors += len(block.vectors)
+                ends.append(block.ends)
+                tables.append(block.table)
+            _require(n_vectors == len(matrix))
+            lines = _slice_bytes(np.concatenate([[0], *ends]), content)
+            return _check(pa.concat_tables(tables), dialect, track_ids, matrix, fps, lines)
+        except _NotPlainError:
             return None
-        table = _parse(content, dialect, len(ends))
-        return _check(table, dialect, track_ids, matrix, fps, _slice_lines(content, ends))
-    except _NotPlainError:
-        return None
 
 
-def _find_lines(content: mmap.mmap) -> NDArray[np.int64]:
-    """Where each line ends, behind its newline; every line is an object in valid UTF-8."""
-    size, start, found = len(content), 0, []
-    data = np.frombuffer(content, np.uint8)
-    while start < size:
+def _find_blocks(content: mmap.mmap) -> Iterator[tuple[int, int]]:
+    """Where blocks of whole lines begin and end."""
+    start = 0
+    while start < len(content):
         stop = content.rfind(b"\n", start, start + _BLOCK_BYTES) + 1
         stop = stop or content.find(b"\n", start) + 1
         _require(stop > 0)
-        block = data[start:stop]
-        if (block >= 0x80).any():
-            try:
-                bytes(block).decode("utf-8")
-            except UnicodeDecodeError:
-                raise _NotPlainError from None
-        found.append(np.flatnonzero(block == ord("\n")) + start + 1)
+        yield start, stop
         start = stop
-    ends = np.concatenate(found)
+
+
+def _read_block(content: mmap.mmap, dialect: str, dimension: int, span: tuple[int, int]) -> _Block:
+    start, stop = span
+    block = np.frombuffer(content, np.uint8)[start:stop]
+    if (block >= 0x80).any():
+        try:
+            bytes(block).decode("utf-8")
+        except UnicodeDecodeError:
+            raise _NotPlainError from None
+    ends = np.flatnonzero(block == ord("\n")) + 1
     starts = np.concatenate([[0], ends[:-1]])
-    _require(bool((data[starts] == ord("{")).all() and (data[ends - 2] == ord("}")).all()))
-    return ends
+    _require(bool((block[starts] == ord("{")).all() and (block[ends - 2] == ord("}")).all()))
+    cuts, is_cut = _find_embeddings(block, ends)
+    # Every other piece is the numbers of an embedding.
+    pieces = _slice_bytes(np.concatenate([[0], cuts.ravel(), [len(block)]]), block)
+    rest = pieces.take(pa.array(np.arange(0, len(pieces), 2))).buffers()[2].to_pybytes()
+    _require(not any(key in rest for key in _FOREIGN[dialect]))
+    n_null = rest.count(b'"embedding": null') + rest.count(b'"embedding":null')
+    _require(rest.count(b'"embedding"') == len(cuts) + n_null)
+    table = _parse(rest, dialect, len(ends))
+    # What was cut out is at the top of its record, and nothing was left behind.
+    lengths = pc.fill_null(pc.list_value_length(schemas.one_array(table["embedding"])), -1).to_numpy()
+    _require(np.array_equal(lengths, np.where(is_cut, 0, -1)))
+    parsed = parse_vectors(pieces.take(pa.array(np.arange(1, len(pieces), 2))))
+    _require(not parsed.faults and bool((np.diff(parsed.ends, prepend=0) == dimension).all()))
+    return _Block(start + ends, table, parsed.values.reshape(-1, dimension))
 
 
-def _slice_lines(content: mmap.mmap, ends: NDArray[np.int64]) -> pa.Array:
-    """The lines with their newlines, as they lie in the file."""
-    offsets = pa.py_buffer(np.concatenate([[0], ends]).astype(np.int64))
-    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(ends), [None, offsets, pa.py_buffer(content)])
+def _find_embeddings(block: NDArray[np.uint8], ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Where the numbers of embeddings begin and end, shape (n, 2), and which lines have them."""
+    opens, closes = np.flatnonzero(block == ord("[")), np.flatnonzero(block == ord("]"))
+    braces = np.flatnonzero(block == ord("{"))
+    n_brackets = np.bincount(np.searchsorted(ends, np.concatenate([opens, braces]), side="right"))
+    _require(int(n_brackets.max()) <= _MAX_BRACKETS)
+    opens = opens[opens > len(_KEY)]
+    key_ends = opens - (block[opens - 1] == ord(" "))
+    is_key = (block[key_ends[:, None] + np.arange(-len(_KEY), 0)] == _KEY).all(axis=1)
+    opens = opens[is_key]
+    places = np.searchsorted(closes, opens)
+    _require(bool((places < len(closes)).all()))
+    closes = closes[places]
+    owners = np.searchsorted(ends, opens, side="right")
+    _require(len(np.unique(owners)) == len(owners) and bool((closes < ends[owners]).all()))
+    is_cut = np.zeros(len(ends), bool)
+    is_cut[owners] = True
+    return np.stack([opens + 1, closes], axis=1), is_cut
 
 
-def _parse(content: mmap.mmap, dialect: str, n_lines: int) -> pa.Table:
-    """The values of the lines, named as in FACE_SCHEMA."""
+def _slice_bytes(bounds: NDArray[np.int64], content: mmap.mmap | NDArray[np.uint8]) -> pa.Array:
+    """Pieces of bytes, each from one bound to the next, without a copy."""
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(bounds) - 1, [None, pa.py_buffer(bounds.astype(np.int64)), pa.py_buffer(content)]
+    )
+
+
+def _parse(rest: bytes, dialect: str, n_lines: int) -> pa.Table:
+    """The values of lines whose embeddings were cut out, named as in FACE_SCHEMA."""
     columns = _COLUMNS[dialect]
     fields = []
     for key, name in columns.items():
@@ -129,8 +201,9 @@ def _parse(content: mmap.mmap, dialect: str, n_lines: int) -> pa.Table:
         fields.append(pa.field(key, pa.string() if key == "track_id" and dialect == DOCUMENTED else kind))
     try:
         table = pyarrow.json.read_json(
-            pa.BufferReader(pa.py_buffer(content)),
-            read_options=pyarrow.json.ReadOptions(block_size=_BLOCK_BYTES),
+            pa.BufferReader(rest),
+            # One block, one thread: several blocks of lines are read side by side.
+            read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(rest)),
             parse_options=pyarrow.json.ParseOptions(
                 explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore"
             ),
@@ -138,6 +211,8 @@ def _parse(content: mmap.mmap, dialect: str, n_lines: int) -> pa.Table:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise _NotPlainError from None
     _require(len(table) == n_lines)
+    lines = pa.array([rest], pa.large_binary())
+    _require(not pc.any(pc.match_substring_regex(lines, _HUGE_NUMBER)).as_py())
     return table.select(list(columns)).rename_columns(list(columns.values()))
 
 
@@ -172,7 +247,6 @@ def _check(
     has_embedding = table["embedding"].is_valid()
     if dialect == EMITTED:
         _require(not pc.any(pc.and_(has_embedding, found["reject_reason"].is_valid())).as_py())
-    _check_embeddings(table["embedding"], matrix)
     found["stored_row"] = pa.array(np.arange(n_rows))
     found["embedding"] = schemas.spread_embeddings(matrix, has_embedding.to_numpy())
     found["line"] = lines
@@ -182,7 +256,7 @@ def _check(
 
 def _check_lists(column: pa.ChunkedArray, width: int, kind: pa.DataType) -> pa.Array:
     """Lists of finite numbers of one width; null and empty ones become null."""
-    array = _one_array(column)
+    array = schemas.one_array(column)
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
     _require(bool(np.isin(lengths, (0, width)).all()))
     values = array.flatten()
@@ -203,29 +277,9 @@ def _check_boxes(column: pa.ChunkedArray, *, is_normalised: bool) -> pa.Array:
     return boxes
 
 
-def _check_embeddings(column: pa.ChunkedArray, matrix: NDArray[np.floating]) -> None:
-    """Unit vectors, each the next row of the matrix."""
-    start = 0
-    for chunk in column.chunks:
-        vectors = chunk.drop_null()
-        if not len(vectors):
-            continue
-        values = vectors.flatten()
-        _require(values.null_count == 0)
-        lengths = np.diff(vectors.offsets.to_numpy())
-        _require(bool((lengths == matrix.shape[1]).all()) and start + len(vectors) <= len(matrix))
-        rows = values.to_numpy(zero_copy_only=False).reshape(len(vectors), -1)
-        stored = matrix[start : start + len(rows)]
-        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-        _require(bool((np.abs(norms - 1) <= NORM_TOLERANCE).all()))
-        _require(bool((np.abs(stored - rows) <= ROW_TOLERANCE).all()))
-        start += len(rows)
-    _require(start == len(matrix))
-
-
-def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    array = column.combine_chunks()
-    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+def _check_rows(vectors: NDArray[np.float32], stored: NDArray[np.floating]) -> None:
+    """The vectors of some lines are what faces.npy has for them."""
+    _require(len(stored) == len(vectors) and bool((np.abs(stored - vectors) <= ROW_TOLERANCE).all()))
 
 
 def _require(holds: bool) -> None:

@@ -14,7 +14,7 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,6 +22,8 @@ import orjson
 
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.errors import ArtifactError, BusyError
+
+_BUFFER_BYTES = 1 << 20
 
 
 def _sync_folder(folder: Path) -> None:
@@ -32,10 +34,10 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _write_synced(path: Path, content: bytes | memoryview) -> None:
+def _write_synced(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as stream:
-        stream.write(content)
+    with path.open("wb", buffering=_BUFFER_BYTES) as stream:
+        stream.writelines(pieces)
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -108,20 +110,20 @@ def _apply(paths: EpisodePaths, journal: Path, moves: list[list[str]]) -> None:
         shutil.rmtree(staged_folder)
 
 
-def stage(paths: EpisodePaths, run_id: str, contents: Mapping[Path, bytes | memoryview]) -> EpisodePaths:
+def stage(paths: EpisodePaths, run_id: str, contents: Mapping[Path, Iterable[bytes | memoryview]]) -> EpisodePaths:
     """Writes new contents under the run folder, laid out like a data root of their own.
 
     Args:
         paths: The episode.
         run_id: The run.
-        contents: Target path -> content.
+        contents: Target path -> content, in pieces.
 
     Returns:
         Paths of the staged episode, so that it can be read and checked before it is committed.
     """
     staged_root = paths.runs / run_id / "staged"
-    for target, content in contents.items():
-        _write_synced(staged_root / target.relative_to(paths.root), content)
+    for target, pieces in contents.items():
+        _write_synced(staged_root / target.relative_to(paths.root), pieces)
     return EpisodePaths(staged_root, paths.ep_id)
 
 
@@ -168,7 +170,7 @@ def _commit(paths: EpisodePaths, run_id: str, targets: list[Path]) -> Path:
         moves.append([str((staged_root / name).relative_to(paths.root)), str(name)])
     journal = _journal_of(paths)
     draft = journal.with_suffix(".draft")
-    _write_synced(draft, orjson.dumps({"run_id": run_id, "moves": moves}))
+    _write_synced(draft, [orjson.dumps({"run_id": run_id, "moves": moves})])
     draft.replace(journal)
     _sync_folder(journal.parent)
     _apply(paths, journal, moves)
@@ -178,6 +180,6 @@ def _commit(paths: EpisodePaths, run_id: str, targets: list[Path]) -> Path:
 def write_synced(path: Path, content: bytes) -> None:
     """Writes one file atomically: staged beside it, fsynced, renamed."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _write_synced(draft, content)
+    _write_synced(draft, [content])
     draft.replace(path)
     _sync_folder(path.parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import filecmp
 import logging
 import os
 import shutil
@@ -459,10 +460,10 @@ def _finish(
         "identities.json": paths.identities,
     }
     with report.timings.measure("write"):
-        contents = {targets[name]: content for name, content in render_episode(after, now).items()}
-        contents[paths.track_metrics] = update_track_metrics(after, report)
-        changed = [path for path, content in contents.items() if not _is_same(path, content)]
+        contents = {targets[name]: pieces for name, pieces in render_episode(after, now).items()}
+        contents[paths.track_metrics] = [update_track_metrics(after, report)]
         staged = stage(paths, run_id, contents)
+        changed = [path for path in contents if not _is_same(path, staged.root / path.relative_to(paths.root))]
         problems = find_violations(staged)
     if problems:
         raise CleanupError(
@@ -480,7 +481,7 @@ def _finish(
     record = report.to_json()
     content = orjson.dumps(record, option=orjson.OPT_INDENT_2)
     if job.write_back and changed:
-        stage(paths, run_id, {report_path: content})
+        stage(paths, run_id, {report_path: [content]})
         if lease is not None:
             lease.check()
         backup = commit(paths, run_id, [*changed, report_path])
@@ -495,11 +496,12 @@ def _finish(
     return record
 
 
-def _is_same(path: Path, content: bytes | memoryview) -> bool:
+def _is_same(path: Path, staged: Path) -> bool:
     if not path.exists():
         return False
-    old = path.read_bytes()
-    return old == content or (path.suffix == ".json" and same_json(old, bytes(content)))
+    if path.suffix == ".json":
+        return same_json(path.read_bytes(), staged.read_bytes())
+    return filecmp.cmp(path, staged, shallow=False)
 
 
 @contextlib.contextmanager

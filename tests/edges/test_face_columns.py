@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
@@ -67,6 +68,7 @@ ODD = {
     "windows line end": lambda line: line.replace(b"\n", b"\r\n"),
     "landmarks in pairs": lambda line: patch(line, landmarks=[[0.1, 0.2]] * 5),
     "umlauts": lambda line: patch(line, note="Königin"),
+    "two embeddings, of which the last counts": lambda line: line.replace(b"{", b'{"embedding": [1.0], ', 1),
     "an embedding further in": lambda line: patch(line, extra={"embedding": [1, 2]}),
 }
 # Violations.
@@ -79,6 +81,17 @@ WRONG = {
     "a fraction for a frame": lambda line: patch(line, frame_idx=4.5),
     "NaN": lambda line: line.replace(b'"embedding": [', b'"embedding": [NaN, '),
     "null in it": lambda line: line.replace(b'"embedding": [', b'"embedding": [null, '),
+    "a trailing comma": lambda line: line.replace(b"], ", b",], "),
+    "a number without a digit behind the point": lambda line: line.replace(b'"embedding": [', b'"embedding": [1., '),
+    "a number without one before it": lambda line: line.replace(b'"embedding": [', b'"embedding": [.5, '),
+    "a leading zero": lambda line: line.replace(b'"embedding": [', b'"embedding": [00.5, '),
+    "a plus sign": lambda line: line.replace(b'"embedding": [', b'"embedding": [+0.5, '),
+    "inf": lambda line: line.replace(b'"embedding": [', b'"embedding": [inf, '),
+    "a list in it": lambda line: line.replace(b'"embedding": [', b'"embedding": [[0.5], '),
+    "two numbers without a comma": lambda line: line.replace(b'"embedding": [', b'"embedding": [0.5 '),
+    "the text that stands for one": lambda line: patch(line, embedding=PRESENT),
+    "a number too large for a double": lambda line: line.replace(b"{", b'{"note": 1e999, ', 1),
+    "nested too deep": lambda line: line.replace(b"{", b'{"note": ' + b"[" * 2000 + b"]" * 2000 + b", ", 1),
     "too long": lambda line: line.replace(b'"embedding": [', b'"embedding": [0.5, '),
     "an empty list": lambda line: patch(line, embedding=[]),
     "unknown track": lambda line: patch(line, track_id="track-00099"),
@@ -115,6 +128,21 @@ def test_wrong_lines_are_named_with_their_number(tmp_path: Path, case: str) -> N
     assert any(f"{paths.faces}:2:" in problem for problem in find_violations(paths)), find_violations(paths)
 
 
+@pytest.mark.parametrize("at_the_top", ["", ', "embedding": null', ', "embedding" : []', ', "embedding": [7]'])
+def test_an_embedding_further_in_is_not_the_face_s(tmp_path: Path, at_the_top: str) -> None:
+    paths = EpisodePaths(tmp_path, write_episode(tmp_path, "documented"))
+
+    def hide(line: bytes) -> bytes:
+        record = json.loads(line)
+        record["extra"] = {"embedding": record.pop("embedding")}
+        return json.dumps(record)[:-1].encode() + at_the_top.encode() + b"}\n"
+
+    edit(paths, hide)
+
+    assert read_plain(paths, "documented") is None
+    assert find_violations(paths)
+
+
 def test_a_row_of_the_matrix_that_is_another_is_seen(tmp_path: Path) -> None:
     paths = EpisodePaths(tmp_path, write_episode(tmp_path, "documented"))
     matrix = np.load(paths.embeddings)
@@ -137,7 +165,7 @@ def test_only_changed_lines_are_written_anew(tmp_path: Path, dialect: str) -> No
     order = [1, 0, *(i for i in range(2, len(rows)) if i != 7)]
     faces = schemas.build_faces([rows[i] for i in order], schemas.embedding_lists(vectors[order]))
 
-    new = bytes(render_episode(episode.replace(faces=faces), "now")["faces.jsonl"]).splitlines()
+    new = b"".join(render_episode(episode.replace(faces=faces), "now")["faces.jsonl"]).splitlines()
 
     changed = [i for place, i in enumerate(order) if new[place] != old[i]]
     assert changed == [3, 5]
@@ -157,10 +185,10 @@ def test_a_face_that_lost_its_embedding_and_a_new_one(tmp_path: Path) -> None:
 
     rendered = render_episode(episode.replace(faces=schemas.build_faces(rows, lists)), "now")
 
-    records = [json.loads(line) for line in bytes(rendered["faces.jsonl"]).splitlines()]
+    records = [json.loads(line) for line in b"".join(rendered["faces.jsonl"]).splitlines()]
     assert "embedding" not in records[0] and records[0]["skip"] == "blurry:3.0"
     assert records[-1]["face_id"] == "face_new" and np.allclose(records[-1]["embedding"], vectors[0])
-    assert bytes(rendered["faces.npy"])[-vectors.nbytes :] == np.concatenate([vectors[1:], vectors[:1]]).tobytes()
+    assert b"".join(rendered["faces.npy"])[-vectors.nbytes :] == np.concatenate([vectors[1:], vectors[:1]]).tobytes()
 
 
 def test_boxes_of_one_place_become_one(tmp_path: Path) -> None:
@@ -198,7 +226,7 @@ def test_vectors_are_parsed_as_they_were_formatted() -> None:
     vectors = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    parsed = parse_vectors([format_numbers(vector) for vector in vectors])
+    parsed = parse_vectors(pa.array([format_numbers(vector) for vector in vectors], pa.large_binary()))
 
     assert not parsed.faults
     assert np.array_equal(parsed.values.reshape(5, 64), vectors)

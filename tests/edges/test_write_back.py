@@ -24,7 +24,7 @@ def paths(tmp_path: Path) -> EpisodePaths:
 def test_staged_files_change_nothing_until_the_commit(paths: EpisodePaths) -> None:
     before = snapshot(paths.manifests)
 
-    write_back.stage(paths, "run", {paths.tracks: b"new tracks", paths.embeddings: b"new rows"})
+    write_back.stage(paths, "run", {paths.tracks: [b"new ", b"tracks"], paths.embeddings: [b"new rows"]})
     assert snapshot(paths.manifests) == before
     backup = write_back.commit(paths, "run", [paths.tracks, paths.embeddings])
 
@@ -49,7 +49,7 @@ def dying(real):
         return real(*args, **kwargs)
     return call
 os.fsync, os.link, Path.replace, Path.unlink = map(dying, (os.fsync, os.link, Path.replace, Path.unlink))
-write_back.stage(paths, "run", {paths.tracks: b"new tracks", paths.faces: b"new faces", paths.embeddings: b"new rows"})
+write_back.stage(paths, "run", {paths.tracks: [b"new tracks"], paths.faces: [b"new faces"], paths.embeddings: [b"new rows"]})
 write_back.commit(paths, "run", [paths.tracks, paths.faces, paths.embeddings])
 """
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,9 @@ def _read_and_write(root: Path, ep_id: str, target: Path, *, is_changed: bool) -
         episode = episode.replace(faces=faces)
     prepared = time.perf_counter()
     target.mkdir(parents=True, exist_ok=True)
-    for name, content in render_episode(episode, _NOW).items():
-        (target / name).write_bytes(content)
+    for name, pieces in render_episode(episode, _NOW).items():
+        with (target / name).open("wb", buffering=1 << 20) as stream:
+            stream.writelines(pieces)
     ended = time.perf_counter()
     return {"seconds": ended - prepared + preparing - started}
 
@@ -98,9 +100,7 @@ def artifacts(folder: Path) -> list[Row]:
         target = folder / "files" / "out"
         kept, changed, peer = take_turns(
             2,
-            lambda r=root, e=ep_id, t=target: run_side(_keep, r, e, t),  # type: ignore[misc]
-            lambda r=root, e=ep_id, t=target: run_side(_change, r, e, t),  # type: ignore[misc]
-            lambda r=root, e=ep_id, t=target: run_side(_read_and_write_by_line, r, e, t),  # type: ignore[misc]
+            *(partial(run_side, side, root, ep_id, target) for side in (_keep, _change, _read_and_write_by_line)),
         )
         for name, ours in (("embeddings as they were", kept), ("every embedding new", changed)):
             ratio = peer.seconds / ours.seconds
