@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cleanup.people import ShowState
 from cleanup.progress import ReportItems, ignore_items
 
 
@@ -131,6 +132,9 @@ class PersonMatch:
 
 class Facebank(Protocol):
     """Known people by show. Every call is one transaction; FacebankError if the server does not answer."""
+
+    def read_show(self, show: str, model: str) -> ShowState:
+        """What is known about a show's people, without its seeds; clusters of another model are left out."""
 
     def match(self, show: str, model: str, centroids: NDArray[np.float32]) -> list[PersonMatch]:
         """Similarity of each vector to every person of the show, nearest first within a vector.

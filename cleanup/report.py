@@ -14,6 +14,7 @@ import numpy as np
 from cleanup import schemas
 from cleanup.algorithms.episode_metrics import compute_metrics, find_missed_targets
 from cleanup.episode import Episode
+from cleanup.people import GroupingPlan
 from cleanup.phases.gate import count_switches
 from cleanup.settings import ReclusterSettings, SplitTracksSettings
 
@@ -113,6 +114,7 @@ class CleanupReport:
         observed: Frames, faces and shards of the pass over the pixels: what was planned and what was done.
         failed_shards: Shards that failed for good; their tracks are as they were.
         timings: Where the time went, see ``Timings``.
+        plan: What the Facebank has to record when the episode is written; no part of what is written.
         runtime_sec: Seconds from start to end.
     """
 
@@ -132,6 +134,7 @@ class CleanupReport:
     observed: dict[str, int] = field(default_factory=dict)
     failed_shards: list[dict[str, Any]] = field(default_factory=list)
     timings: Timings = field(default_factory=Timings)
+    plan: GroupingPlan | None = None
     runtime_sec: float = 0.0
 
     def to_json(self) -> dict[str, Any]:

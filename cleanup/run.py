@@ -42,6 +42,7 @@ class RunContext:
         show: Show whose people are looked up.
         model: Name of the recogniser, or None where the run loads none.
         run_many: Runs independent parts of a large computation side by side.
+        hold_people: Called before the Facebank is read for changes that will be written.
     """
 
     settings: Settings
@@ -52,6 +53,7 @@ class RunContext:
     show: str
     model: str | None
     run_many: RunMany = run_in_turn
+    hold_people: Callable[[], None] = lambda: None
 
 
 Phase = Callable[[Episode, RunContext, ReportItems], tuple[Episode, dict[str, Any]]]
@@ -83,6 +85,7 @@ def _group_clusters(episode: Episode, context: RunContext, report: ReportItems) 
             "compared with the Facebank; run reembed as well, or name the model's folder with --models"
         )
     report(0, 1, "matching against the Facebank")
+    context.hold_people()
     settings = context.settings
     # What crosses to another process is the episode without its observations: grouping needs only the faces.
     slim = episode.replace(observations=None, detections=None, stored_faces=None)
@@ -150,6 +153,7 @@ def run(
         counter(0, 1)
         with report.timings.measure(name):
             episode, outcome = PHASES[name](episode, context, counter)
+        report.plan = outcome.pop("plan", report.plan)
         report.phases[name] = outcome
         report.actions.append(name)
         report.warnings += outcome.get("warnings", [])

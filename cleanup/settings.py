@@ -467,6 +467,20 @@ class GroupClustersSettings:
         at_most=2.0,
         option=True,
     )
+    person_similarity: float = _setting(
+        0.60,
+        "similarity of two identities' centroids from which they are one person in different episodes",
+        yaml="clustering.yaml:facebank.person_similarity",
+        at_least=-1.0,
+        at_most=1.0,
+        option=True,
+    )
+    unknown_min_faces: int = _setting(
+        3,
+        "faces an identity needs to become an unknown person of the show",
+        yaml="clustering.yaml:facebank.unknown_min_faces",
+        at_least=1,
+    )
 
 
 @dataclass(frozen=True)

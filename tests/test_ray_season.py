@@ -131,7 +131,7 @@ def test_a_lost_node_loses_only_its_shard(shared: Path, local: Path, root: Path,
     totals = report["totals"]
     assert totals["shards_retried"] <= 1 and totals["shards_failed"] == 0
     assert totals["frames_decoded"] == totals["frames"]
-    assert report["model_loads"] == 2
+    assert 1 <= report["model_loads"] <= 2  # the survivor loads once, the other node may have been lost before it did
 
 
 def test_a_killed_driver_goes_on_where_it_was(shared: Path, local: Path, root: Path, cluster: Cluster) -> None:

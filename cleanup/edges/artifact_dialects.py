@@ -205,7 +205,8 @@ class DocumentedDialect:
         set_changed(labels, "source", row["person_source"])
         if record.get("labels") != labels:
             record["labels"] = labels
-        record.setdefault("locked", row["is_locked"])
+        if "locked" not in record or bool(record["locked"]) != row["is_locked"]:
+            record["locked"] = row["is_locked"]
         set_changed(record, "outlier_reason", row["outlier_reason"])
 
 
@@ -358,8 +359,8 @@ class EmittedDialect:
         set_changed(record, "person_source", row["person_source"])
         set_changed(record, "cohesion", row["cohesion"])
         set_changed(record, "outlier_reason", row["outlier_reason"])
-        if row["is_locked"]:
-            set_changed(record, "locked", True)
+        if bool(record.get("locked")) != row["is_locked"]:
+            record["locked"] = row["is_locked"]
 
 
 def _trailing_number(text: str) -> int | None:

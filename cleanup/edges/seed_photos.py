@@ -19,6 +19,7 @@ from cleanup.errors import FacebankError, ModelError
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 _PERSON_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+_UNKNOWN_ID = re.compile(r"unknown-\d+")
 # A face cropped tight is missed by SCRFD; with a black border of half the picture's size it is found.
 _MARGINS = (0.0, 0.5, 1.0)
 
@@ -48,6 +49,19 @@ class SeedRules:
     max_yaw_deg: float | None
     use_largest: bool = False
     is_aligned: bool = False
+
+
+def check_person_id(person_id: str) -> str:
+    """Returns the person id, checked before any path is built from it.
+
+    Raises:
+        FacebankError: It holds something else than letters, digits, - and _, or is one that unknown people get.
+    """
+    if not _PERSON_ID.fullmatch(person_id):
+        raise FacebankError(f"person id {person_id!r} may hold letters, digits, - and _ only")
+    if _UNKNOWN_ID.fullmatch(person_id):
+        raise FacebankError(f"person id {person_id!r} is of the form that unknown people get; give another")
+    return person_id
 
 
 def find_photos(folder: Path) -> list[tuple[str, Path]]:

@@ -42,6 +42,11 @@ def _write_synced(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         os.fsync(stream.fileno())
 
 
+def make_run_id() -> str:
+    """A fresh id: when, and by which process."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}Z-{os.getpid()}"
+
+
 @contextlib.contextmanager
 def hold_episode(paths: EpisodePaths) -> Iterator[None]:
     """Holds the episode for one run; the lock dies with the process. A write-back that was cut off is finished first.

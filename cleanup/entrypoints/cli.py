@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,14 +26,12 @@ from cleanup.entrypoints.options import (
     fold_actions,
     with_setting_options,
 )
+from cleanup.entrypoints.people_cli import people_app
+from cleanup.entrypoints.shell import one_line_errors, open_root, print_json, resolve
 from cleanup.errors import CleanupError
 
 if TYPE_CHECKING:
-    from cleanup.edges.data_root import DataRoot
     from cleanup.edges.seed_photos import PhotoOutcome
-    from cleanup.resolve_settings import ResolvedSettings
-
-EXIT_INTERRUPTED = 130
 
 
 class _ActionsGroup(TyperGroup):
@@ -57,60 +52,7 @@ app = typer.Typer(
 )
 facebank_app = typer.Typer(help="The known people: photos in, names out.", no_args_is_help=True)
 app.add_typer(facebank_app, name="facebank")
-
-
-class Stop:
-    """Whether somebody asked this process to stop. A second Ctrl-C ends it at once."""
-
-    def __init__(self) -> None:
-        self.is_requested = False
-
-    def __call__(self, signum: int, _frame: object) -> None:
-        """The signal handler."""
-        self.is_requested = True
-        signal.signal(signum, signal.SIG_DFL)
-        raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def one_line_errors() -> Iterator[Stop]:
-    """Ends the process with one line and the right exit code; SIGTERM stops a run as Ctrl-C does.
-
-    An interrupt that strikes inside an import comes out as whatever the import makes of it, so what counts is whether a
-    stop was asked for, not what was raised.
-    """
-    stop = Stop()
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    except (Exception, KeyboardInterrupt) as error:
-        if stop.is_requested or isinstance(error, KeyboardInterrupt):
-            typer.echo("cleanup: interrupted; no file is half written", err=True)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        if isinstance(error, CleanupError):
-            typer.echo(f"cleanup: {error}", err=True)
-            raise typer.Exit(error.exit_code) from None
-        if isinstance(error, OSError):
-            # A full disk, a missing right, a file that vanished: the system's words say it best.
-            where = f"{error.filename}: " if error.filename else ""
-            typer.echo(f"cleanup: {where}{error.strerror or error}; no file is half written", err=True)
-            raise typer.Exit(1) from None
-        raise
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _resolve(settings: Mapping[str, Any], profile: str | None, config_dir: str | None) -> ResolvedSettings:
-    from cleanup.resolve_settings import resolve_for_run
-
-    return resolve_for_run(settings, profile, config_dir)
-
-
-def _open_root(out_root: str | None, resolved: ResolvedSettings) -> DataRoot:
-    from cleanup.edges.data_root import resolve_out_root
-
-    return resolve_out_root(out_root, os.environ, resolved.settings.storage)
+app.add_typer(people_app, name="people")
 
 
 def _set_up_logging(verbosity: int) -> None:
@@ -149,10 +91,10 @@ def run_command(
         from cleanup.entrypoints.display import make_console, print_report, show_progress
         from cleanup.entrypoints.episode_job import EpisodeJob, parse_actions, run_episode_job
 
-        resolved = _resolve(settings, profile, config_dir)
+        resolved = resolve(settings, profile, config_dir)
         job = EpisodeJob(
             ep_id=ep_id,
-            root=_open_root(out_root, resolved),
+            root=open_root(out_root, resolved),
             actions=parse_actions(actions),
             settings=resolved,
             video=video,
@@ -164,7 +106,7 @@ def run_command(
         with show_progress(console, is_quiet=quiet) as on_progress, _stdout_kept(is_json=json_output):
             report = run_episode_job(job, on_progress, lambda: stop.is_requested)
         if json_output:
-            _print_json(report)
+            print_json(report)
         elif not quiet:
             print_report(make_console(), report)
 
@@ -236,8 +178,8 @@ def season_command(
         from cleanup.entrypoints.episode_job import parse_actions
         from cleanup.entrypoints.season_job import SeasonJob, choose_episodes, run_season_job
 
-        resolved = _resolve(settings, profile, config_dir)
-        root = _open_root(out_root, resolved)
+        resolved = resolve(settings, profile, config_dir)
+        root = open_root(out_root, resolved)
         job = SeasonJob(
             ep_ids=choose_episodes(root, ep_id or [], ep_list, show, season),
             root=root,
@@ -254,17 +196,11 @@ def season_command(
         with show_season(console, is_quiet=quiet) as on_progress, _stdout_kept(is_json=json_output):
             report = run_season_job(job, on_progress, lambda: stop.is_requested)
         if json_output:
-            _print_json(report)
+            print_json(report)
         elif not quiet:
             print_season(make_console(), report)
         if report["state"] != "succeeded":
             raise typer.Exit(1)
-
-
-def _print_json(value: Any) -> None:
-    import orjson
-
-    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
 @app.command("settings")
@@ -276,10 +212,10 @@ def settings_command(
     with one_line_errors():
         from cleanup.settings import SPECS
 
-        resolved = _resolve(settings, profile, config_dir)
+        resolved = resolve(settings, profile, config_dir)
         described = resolved.describe()
         if json_output:
-            _print_json({name: {**d, "meaning": SPECS[name].metadata["meaning"]} for name, d in described.items()})
+            print_json({name: {**d, "meaning": SPECS[name].metadata["meaning"]} for name, d in described.items()})
             return
         from rich.table import Table
 
@@ -304,7 +240,7 @@ def validate_command(ep_id: EP_ID, out_root: OUT_ROOT = None) -> None:
         from cleanup.edges.write_back import hold_episode
         from cleanup.episode import check_ep_id
 
-        root = _open_root(out_root, _resolve({}, None, None))
+        root = open_root(out_root, resolve({}, None, None))
         paths = root.paths(check_ep_id(ep_id))
         if root.remote is not None:
             root.check_episode(ep_id)
@@ -344,7 +280,7 @@ def enroll_command(
         from cleanup.entrypoints.episode_job import facebank_of, find_models
         from cleanup.episode import check_show
 
-        resolved = _resolve(settings, None, config_dir)
+        resolved = resolve(settings, None, config_dir)
         check_show(show)
         photos = find_photos(folder)
         observe, seeds = resolved.settings.observe, resolved.settings.seeds
@@ -352,7 +288,7 @@ def enroll_command(
         max_yaw = seeds.max_seed_yaw if seeds.check_pose_quality else None
         rules = SeedRules(observe.det_thresh, max_yaw, use_largest=largest, is_aligned=aligned)
         outcomes = list(embed_photos(photos, models, rules))
-        with facebank_of(resolved, _open_root(out_root, resolved)) as facebank:
+        with facebank_of(resolved, open_root(out_root, resolved)) as facebank:
             recogniser = models.recogniser
             found = [o.seed for o in outcomes if o.seed is not None]
             n_new = facebank.enroll(show, recogniser.name, recogniser.sha256, found)
@@ -364,7 +300,7 @@ def enroll_command(
 def _print_enrolled(show: str, outcomes: list[PhotoOutcome], n_new: int, *, is_json: bool) -> None:
     if is_json:
         files = [{"file": str(o.path), "person_id": o.person_id, "problem": o.problem or None} for o in outcomes]
-        _print_json({"show": show, "enrolled": n_new, "files": files})
+        print_json({"show": show, "enrolled": n_new, "files": files})
         return
     for outcome in outcomes:
         typer.echo(f"{outcome.path}: {outcome.problem or f'{outcome.person_id}, one face'}")
@@ -391,11 +327,11 @@ def list_people_command(
 
         from cleanup.entrypoints.episode_job import facebank_of
 
-        resolved = _resolve(settings, None, config_dir)
-        with facebank_of(resolved, _open_root(out_root, resolved)) as facebank:
+        resolved = resolve(settings, None, config_dir)
+        with facebank_of(resolved, open_root(out_root, resolved)) as facebank:
             people = facebank.list_people(show)
         if json_output:
-            _print_json([dataclasses.asdict(p) for p in people])
+            print_json([dataclasses.asdict(p) for p in people])
             return
         for person in people:
             models = ", ".join(person.models) or "none"
@@ -417,8 +353,8 @@ def remove_person_command(
     with one_line_errors():
         from cleanup.entrypoints.episode_job import facebank_of
 
-        resolved = _resolve(settings, None, config_dir)
-        with facebank_of(resolved, _open_root(out_root, resolved)) as facebank:
+        resolved = resolve(settings, None, config_dir)
+        with facebank_of(resolved, open_root(out_root, resolved)) as facebank:
             n_seeds = facebank.remove(show, person)
         typer.echo(f"{show}: {person} removed with {n_seeds} seeds")
 
@@ -432,10 +368,10 @@ def doctor_command(
     with one_line_errors():
         from cleanup.entrypoints.doctor import examine
 
-        resolved = _resolve(settings, None, config_dir)
-        findings = examine(resolved, _open_root(out_root, resolved))
+        resolved = resolve(settings, None, config_dir)
+        findings = examine(resolved, open_root(out_root, resolved))
         if json_output:
-            _print_json([{"check": f.check, "ok": f.is_ok, "found": f.text} for f in findings])
+            print_json([{"check": f.check, "ok": f.is_ok, "found": f.text} for f in findings])
         else:
             for finding in findings:
                 typer.echo(f"{'ok  ' if finding.is_ok else 'FAIL'} {finding.check}: {finding.text}")

@@ -104,7 +104,7 @@ def _check_models(settings: ResolvedSettings) -> str:
 def _check_facebank(settings: ResolvedSettings, root: DataRoot) -> str:
     import tempfile
 
-    from cleanup.edges.postgres_facebank import open_embedded_facebank
+    from cleanup.edges.embedded_postgres import open_embedded_facebank
     from cleanup.entrypoints.episode_job import facebank_of
 
     dsn = settings.settings.group_clusters.facebank_dsn

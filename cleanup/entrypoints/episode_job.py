@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import filecmp
+import functools
 import logging
 import os
 import shutil
@@ -37,7 +38,8 @@ from cleanup.edges.remote_files import NodeCache, is_url
 from cleanup.edges.remote_root import Lease
 from cleanup.edges.shard_checkpoints import CheckpointedEngine, compute_pass_key
 from cleanup.edges.track_metrics import update_track_metrics
-from cleanup.edges.write_back import commit, hold_episode, stage, write_synced
+from cleanup.edges.write_back import commit, hold_episode, make_run_id, stage, write_synced
+from cleanup.entrypoints.people_labels import relabel_episodes
 from cleanup.episode import Episode, check_ep_id, show_of
 from cleanup.errors import CleanupError, SettingsError, StorageError, VideoError
 from cleanup.interfaces import Engine
@@ -256,11 +258,6 @@ def _failure_logged(ep_id: str) -> Iterator[None]:
         _log.warning("%s is finished, but %s", ep_id, error)
 
 
-def make_run_id() -> str:
-    """A fresh id: when, and by which process."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}Z-{os.getpid()}"
-
-
 # Sections and settings that say where a run works and not what comes out of it.
 _PLACES = frozenset({"cluster", "storage", "engine", "models", "facebank_dsn"})
 
@@ -357,17 +354,26 @@ def _run_locked(
             f"there is no Facebank under {job.root.name} yet, so nobody was named; enrol people with: "
             "cleanup facebank enroll --show SHOW DIR" + (" --facebank-dsn DSN" if job.root.remote is not None else "")
         )
-    context = RunContext(settings, engine, video, inputs.facebank, note, inputs.show, model, tools.run_many)
-    refined = run(episode, job.actions, context, tell, report)
-    output = settings.output
-    if output.save_crops or output.save_frames:
-        refined = _save_images(job, run_id, refined, inputs)
-    report.engine = report.engine or "none"
-    record = _finish(job, run_id, refined, report, lease, started)
+    with contextlib.ExitStack() as stack:
+        hold: Callable[[], None] = _nothing_to_hold
+        if job.write_back and inputs.facebank is not None:
+            # From the matching to the commit nobody else may change the show's people.
+            hold = functools.partial(stack.enter_context, inputs.facebank.hold_show(inputs.show))
+        context = RunContext(settings, engine, video, inputs.facebank, note, inputs.show, model, tools.run_many, hold)
+        refined = run(episode, job.actions, context, tell, report)
+        output = settings.output
+        if output.save_crops or output.save_frames:
+            refined = _save_images(job, run_id, refined, inputs)
+        report.engine = report.engine or "none"
+        record = _finish(job, run_id, refined, report, inputs, lease, started)
     if engine is not None:
         with _failure_logged(job.ep_id):
             engine.remove_unused()
     return record
+
+
+def _nothing_to_hold() -> None:
+    return None
 
 
 def _checkpointed(job: EpisodeJob, inputs: _Inputs, tools: Tools) -> CheckpointedEngine:
@@ -448,7 +454,13 @@ def build_engine(settings: ResolvedSettings) -> Engine:
 
 
 def _finish(
-    job: EpisodeJob, run_id: str, after: Episode, report: CleanupReport, lease: Lease | None, started: float
+    job: EpisodeJob,
+    run_id: str,
+    after: Episode,
+    report: CleanupReport,
+    inputs: _Inputs,
+    lease: Lease | None,
+    started: float,
 ) -> dict[str, Any]:
     """Checks and writes what came out."""
     paths = job.paths
@@ -478,6 +490,10 @@ def _finish(
         if changed:
             report.files["backup"] = job.root.show(job.root.path / "backups" / job.ep_id / run_id)
     report.runtime_sec = time.monotonic() - started
+    relabelled: list[str] = []
+    if job.write_back and inputs.facebank is not None and report.plan is not None:
+        # Before the files: a server that is gone by now leaves them as they were, and the next run records the same.
+        relabelled = inputs.facebank.people.record(report.plan, f"run {run_id}")
     record = report.to_json()
     content = orjson.dumps(record, option=orjson.OPT_INDENT_2)
     if job.write_back and changed:
@@ -493,6 +509,9 @@ def _finish(
         write_synced(report_path, content)
         if job.root.remote is not None:
             job.root.remote.put(report_path)
+    if relabelled and inputs.facebank is not None:
+        for failure in relabel_episodes(job.root, inputs.facebank, inputs.show, relabelled):
+            _log.warning("%s is finished, but %s", job.ep_id, failure)
     return record
 
 
@@ -507,7 +526,8 @@ def _is_same(path: Path, staged: Path) -> bool:
 @contextlib.contextmanager
 def facebank_of(settings: ResolvedSettings, root: DataRoot) -> Iterator[PostgresFacebank]:
     """The Facebank on the server the settings name, else the embedded one of a data root."""
-    from cleanup.edges.postgres_facebank import PostgresFacebank, open_embedded_facebank
+    from cleanup.edges.embedded_postgres import open_embedded_facebank
+    from cleanup.edges.postgres_facebank import PostgresFacebank
 
     dsn = settings.settings.group_clusters.facebank_dsn
     if dsn:

@@ -17,13 +17,12 @@ import orjson
 
 from cleanup.edges.data_root import DataRoot
 from cleanup.edges.progress_file import RemoteCopy
-from cleanup.edges.write_back import write_synced
+from cleanup.edges.write_back import make_run_id, write_synced
 from cleanup.entrypoints import season_progress as states
 from cleanup.entrypoints.episode_job import (
     EpisodeJob,
     Tools,
     choose_engine,
-    make_run_id,
     run_episode_job,
 )
 from cleanup.entrypoints.season_progress import SeasonProgress, write_season_progress

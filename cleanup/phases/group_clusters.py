@@ -22,14 +22,18 @@ from cleanup.algorithms.facebank_matching import (
     decide_match,
     find_dissent,
 )
+from cleanup.algorithms.person_linking import Link
 from cleanup.episode import Episode
 from cleanup.interfaces import Facebank, PersonMatch
+from cleanup.people import ShowState
 from cleanup.phases.identity_rows import (
     FACEBANK_SOURCE,
+    PERSON_SOURCE,
     compute_centroids,
     find_shared_frames,
     is_human_named,
 )
+from cleanup.phases.link_episodes import EpisodeLinker, find_rejected, share_a_frame
 from cleanup.phases.track_samples import pool_tracks
 from cleanup.settings import GroupClustersSettings, PoolingSettings
 
@@ -49,6 +53,8 @@ class _Grouping:
     disagreements: list[Row] = field(default_factory=list)
     groups: list[Row] = field(default_factory=list)
     protected_pairs: list[Row] = field(default_factory=list)
+    new_people: list[Row] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 def group_clusters(
@@ -73,7 +79,8 @@ def group_clusters(
         facebank: The known people.
 
     Returns:
-        The episode and the phase's part of the report, ``grouping`` included.
+        The episode and the phase's part of the report, ``grouping`` included; beside it, as ``plan``, what the
+        Facebank has to record when the episode is written.
 
     Raises:
         FacebankError: The Facebank does not answer or holds another model's embeddings.
@@ -84,16 +91,33 @@ def group_clusters(
     rows = episode.identities.to_pylist()
     asked = _vectors_to_match(rows, centroids, pooled, n_faces)
     matches = facebank.match(show, model, np.array([v for _, v in asked], np.float32)) if asked else []
+    state = facebank.read_show(show, model)
     shared = find_shared_frames(episode)
     found = _Grouping()
     warnings = []
+    decisions: dict[str, MatchDecision] = {}
     if asked and not matches:
-        warnings.append(f"the Facebank has no seeds of show {show!r} for model {model}; nobody was named")
+        warnings.append(f"the Facebank has no seeds of show {show!r} for model {model}; nobody was named by a photo")
     else:
-        decisions, votes = _decide(asked, matches, settings)
+        rejected = {r["identity_id"]: find_rejected(episode.ep_id, r["track_ids"], state.rejections) for r in rows}
+        decisions, votes = _decide(asked, matches, settings, rejected)
         _name_rows(rows, decisions, votes, shared, found)
+    # A known person comes near, but something speaks against it: that is no unknown person.
+    doubtful = {
+        identity_id
+        for identity_id, decision in decisions.items()
+        if decision.best is not None and decision.best.similarity >= settings.facebank_similarity
+    }
+    linker = EpisodeLinker(show, episode.ep_id, model, state, settings, pooled, n_faces, shared, frozenset(doubtful))
+    links = linker.link(rows, centroids)
+    _name_linked(rows, links, episode.ep_id, state, found)
     rows = _merge_rows(rows, shared, found)
+    merged = episode.replace(identities=schemas.build_table(rows, schemas.IDENTITY_SCHEMA))
+    centroids = compute_centroids(merged, pooled)
+    plan = linker.plan(rows, centroids, links, found.reasons)
+    _hide_newcomers(rows, links, state, found)
     outcome = {
+        "plan": plan,
         "clusters_grouped": sum(len(g["cluster_ids"]) for g in found.groups),
         "auto_assigned_identities": len(found.assigned),
         "ambiguous": found.ambiguous,
@@ -119,18 +143,14 @@ def group_clusters(
                 "ambiguous": found.ambiguous,
                 "conflicts": found.conflicts,
                 "disagreements": found.disagreements,
-                "new_people_count": 0,
-                "new_people": [],
+                "new_people_count": len(found.new_people),
+                "new_people": found.new_people,
                 "warnings": [],
             },
         },
         "warnings": warnings,
     }
     return episode.replace(identities=schemas.build_table(rows, schemas.IDENTITY_SCHEMA)), outcome
-
-
-def _share_a_frame(a: Row, b: Row, shared: set[tuple[int, int]]) -> bool:
-    return any((min(s, t), max(s, t)) in shared for s in a["track_ids"] for t in b["track_ids"])
 
 
 def _vectors_to_match(
@@ -148,11 +168,16 @@ def _vectors_to_match(
 
 
 def _decide(
-    asked: list[tuple[str, NDArray[np.float32]]], matches: list[PersonMatch], settings: GroupClustersSettings
+    asked: list[tuple[str, NDArray[np.float32]]],
+    matches: list[PersonMatch],
+    settings: GroupClustersSettings,
+    rejected: Mapping[str, frozenset[str]],
 ) -> tuple[dict[str, MatchDecision], dict[str, list[str]]]:
     """The decision for each identity by its centroid, and the people its members clearly match."""
     people: dict[int, list[PersonSimilarity]] = defaultdict(list)
     for match in matches:
+        if match.person_id in rejected[asked[match.index][0]]:
+            continue
         similarity = combine_seeds(match.similarity, match.second_similarity)
         people[match.index].append(PersonSimilarity(match.person_id, match.name, similarity))
     decisions: dict[str, MatchDecision] = {}
@@ -193,13 +218,7 @@ def _name_rows(
         if decision.status == AMBIGUOUS:
             found.ambiguous.append(_describe_ambiguous(row, decision))
         elif decision.status == SUGGESTED:
-            found.suggestions.append(
-                {
-                    "cluster_id": row["identity_id"],
-                    "suggested_person_id": best.person_id,
-                    "distance": round(1 - best.similarity, 4),
-                }
-            )
+            found.suggestions.append(_describe_suggestion(row, best, "photo"))
         elif decision.status == ASSIGNED:
             dissent = find_dissent(best.person_id, votes.get(row["identity_id"], ()))
             if dissent:
@@ -207,7 +226,7 @@ def _name_rows(
                     {"cluster_id": row["identity_id"], "person_id": best.person_id, "tracks_that_match_others": dissent}
                 )
                 continue
-            rival = next((o for o in holders[best.person_id] if _share_a_frame(row, o, shared)), None)
+            rival = next((o for o in holders[best.person_id] if share_a_frame(row, o, shared)), None)
             if rival is not None:
                 found.conflicts.append(
                     {
@@ -220,6 +239,7 @@ def _name_rows(
                 continue
             row.update(person_id=best.person_id, name=best.name, person_source=FACEBANK_SOURCE)
             holders[best.person_id].append(row)
+            found.reasons[row["identity_id"]] = f"similarity {best.similarity:.3f} to the seeds"
             found.assigned.append(
                 {
                     "cluster_id": row["identity_id"],
@@ -231,8 +251,74 @@ def _name_rows(
             )
 
 
+def _name_linked(
+    rows: list[Row], links: Mapping[tuple[str, str], Link], ep_id: str, state: ShowState, found: _Grouping
+) -> None:
+    """Gives the identities that neither a seed nor a human named the people they were linked to."""
+    dissenting = {entry["cluster_id"] for entry in found.disagreements}
+    reported = {entry["cluster_id"] for entry in (*found.ambiguous, *found.suggestions, *found.conflicts)}
+    for row in rows:
+        link = links.get((ep_id, row["identity_id"]))
+        if link is None or row["is_locked"] or row["person_source"] == FACEBANK_SOURCE or is_human_named(row):
+            continue
+        row.update(person_id=None, name=None, person_source=None)
+        best = link.decision.best
+        if row["identity_id"] in dissenting:
+            continue
+        if link.person_id is None:
+            if best is None or row["identity_id"] in reported:
+                continue
+            if link.decision.status == AMBIGUOUS:
+                found.ambiguous.append(_describe_ambiguous(row, link.decision))
+            elif link.decision.status == SUGGESTED or link.is_conflict:
+                found.suggestions.append(_describe_suggestion(row, best, "episode"))
+            continue
+        is_unknown = link.person_id not in state.names or link.person_id in state.unknown_ids
+        name = None if is_unknown else state.names[link.person_id]
+        row.update(person_id=link.person_id, name=name, person_source=PERSON_SOURCE)
+        if is_unknown or best is None:
+            found.reasons[row["identity_id"]] = "no known person comes near"
+            continue
+        found.reasons[row["identity_id"]] = f"similarity {best.similarity:.3f} to the person in another episode"
+        found.assigned.append(
+            {
+                "cluster_id": row["identity_id"],
+                "person_id": link.person_id,
+                "distance": round(1 - best.similarity, 4),
+                "suggested": False,
+                "seed_match": False,
+            }
+        )
+
+
+def _hide_newcomers(rows: list[Row], links: Mapping[tuple[str, str], Link], state: ShowState, found: _Grouping) -> None:
+    """An unknown person's id goes into files once the person is seen in a second episode; before it says nothing."""
+    episodes = defaultdict(set)
+    for (ep_id, _), link in links.items():
+        episodes[link.person_id].add(ep_id)
+    known = state.names.keys() - state.unknown_ids
+    for row in rows:
+        person_id = row["person_id"]
+        if person_id is None or row["person_source"] != PERSON_SOURCE or person_id in known or row["is_locked"]:
+            continue
+        if person_id not in state.unknown_ids:
+            found.new_people.append({"person_id": person_id, "cluster_id": row["identity_id"]})
+        if len(episodes[person_id]) < 2:
+            row.update(person_id=None, name=None, person_source=None)
+
+
 def _best_similarity(decision: MatchDecision) -> float:
     return decision.best.similarity if decision.best is not None else -1.0
+
+
+def _describe_suggestion(row: Row, best: PersonSimilarity, by: str) -> Row:
+    """``by``: compared with the person's seed photos, or with the person in other episodes."""
+    return {
+        "cluster_id": row["identity_id"],
+        "suggested_person_id": best.person_id,
+        "distance": round(1 - best.similarity, 4),
+        "by": by,
+    }
 
 
 def _describe_ambiguous(row: Row, decision: MatchDecision) -> Row:
@@ -292,4 +378,4 @@ def _why_apart(a: Row, b: Row, shared: set[tuple[int, int]]) -> str | None:
         return "locked"
     if is_human_named(a) and is_human_named(b) and a["name"] != b["name"]:
         return "named differently"
-    return "share a frame" if _share_a_frame(a, b, shared) else None
+    return "share a frame" if share_a_frame(a, b, shared) else None

@@ -18,7 +18,8 @@ from cleanup.episode import Episode, format_identity_id
 from cleanup.phases.track_samples import pool_tracks
 from cleanup.settings import PoolingSettings, ReclusterSettings
 
-FACEBANK_SOURCE = "facebank"
+# Where a name came from, as the files say it: a seed photo, or the person's identities in other episodes.
+FACEBANK_SOURCE, PERSON_SOURCE = "facebank", "person"
 # Two boxes of one frame that overlap this much are one face found twice, not two people.
 SAME_FACE_IOU = 0.5
 
@@ -32,8 +33,9 @@ class Cluster:
 
 
 def is_human_named(row: Mapping[str, Any]) -> bool:
-    """Whether a person gave this identity its name; what the Facebank gave carries its source."""
-    return (row["person_id"] is not None or row["name"] is not None) and row["person_source"] != FACEBANK_SOURCE
+    """Whether a person gave this identity its name; what was found by itself carries its source."""
+    is_named = row["person_id"] is not None or row["name"] is not None
+    return is_named and row["person_source"] not in (FACEBANK_SOURCE, PERSON_SOURCE)
 
 
 def find_shared_frames(episode: Episode) -> set[tuple[int, int]]:

@@ -32,9 +32,10 @@ from cleanup.algorithms.appearance_gate import compute_consecutive_iou
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import read_episode
 from cleanup.edges.data_root import DataRoot
+from cleanup.edges.embedded_postgres import open_embedded_facebank
 from cleanup.edges.local_workers import LocalEngine
 from cleanup.edges.onnx_models import ModelSpec, load_models
-from cleanup.edges.postgres_facebank import PostgresFacebank, open_embedded_facebank
+from cleanup.edges.postgres_facebank import PostgresFacebank
 from cleanup.edges.seed_photos import SeedRules, embed_photos, find_photos
 from cleanup.edges.video_frames import VideoFrames
 from cleanup.entrypoints.episode_job import EpisodeJob, build_engine, parse_actions, run_episode_job

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cleanup.edges.postgres_facebank import PostgresFacebank, Seed, open_embedded_facebank
+from cleanup.edges.embedded_postgres import open_embedded_facebank
+from cleanup.edges.postgres_facebank import PostgresFacebank, Seed
 from cleanup.errors import FacebankError
 from tests.builders import make_faces, make_people
 from tests.conftest import copy_data
@@ -132,7 +133,7 @@ def test_a_copied_data_root_works_and_leaves_the_original_alone(tmp_path: Path) 
 def test_a_killed_command_does_not_keep_the_server_running(tmp_path: Path) -> None:
     folder = tmp_path / "facebank" / "postgres"
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom cleanup.edges.postgres_facebank import open_embedded_facebank\n"
+        "import os, sys\nfrom pathlib import Path\nfrom cleanup.edges.embedded_postgres import open_embedded_facebank\n"
         "with open_embedded_facebank(Path(sys.argv[1])):\n    os.kill(os.getpid(), 9)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(folder)], check=False)

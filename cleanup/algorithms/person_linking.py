@@ -1,0 +1,159 @@
+"""Decides which people the identities of a show's episodes are, beside what seeds and humans said.
+
+The result depends on the clusters alone, not on the order in which episodes came: every call looks at all of them. Only
+the numbers of unknown people keep what they were given first.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cleanup.algorithms.average_linkage import Conflicts, cluster_tracks
+from cleanup.algorithms.facebank_matching import (
+    ASSIGNED,
+    MatchDecision,
+    PersonSimilarity,
+    decide_match,
+)
+from cleanup.people import HUMAN, SEED, Key, ShowCluster, format_unknown_id
+
+
+@dataclass(frozen=True)
+class Link:
+    """What was decided for one cluster that was open.
+
+    Attributes:
+        person_id: The person, or None.
+        decision: The comparison with the known people of other clusters.
+        is_conflict: Whether the nearest person is seen beside it in the same frame.
+    """
+
+    person_id: str | None
+    decision: MatchDecision
+    is_conflict: bool = False
+
+
+def link_people(
+    clusters: Sequence[ShowCluster],
+    names: Mapping[str, str],
+    unknown_ids: frozenset[str],
+    next_number: int,
+    *,
+    min_similarity: float,
+    min_margin: float,
+) -> dict[Key, Link]:
+    """Who each open cluster is: a person whom seeds or humans know in some episode, an unknown one, or nobody.
+
+    Args:
+        clusters: All identities of the show, made with one model.
+        names: Name of every person of the show.
+        unknown_ids: The ids among them that stand for people without a name.
+        next_number: First number for new unknown people.
+        min_similarity: Cosine of centroids from which two clusters are one person.
+        min_margin: Lead over the second person that a match with a known one needs.
+    """
+    ordered = sorted(clusters, key=lambda c: c.key)
+    is_given = [c.source in (SEED, HUMAN) and c.person_id is not None for c in ordered]
+    given = [c for c, fixed in zip(ordered, is_given, strict=True) if fixed]
+    open_clusters = [c for c, fixed in zip(ordered, is_given, strict=True) if not fixed]
+    links = _match_known(open_clusters, given, names, min_similarity, min_margin)
+    # Whoever comes near a known person and is not named is for a human to decide, not an unknown person.
+    rest = [c for c in open_clusters if c.is_solid and _best(links[c.key].decision) < min_similarity]
+    for cluster, person_id in _group_unknown(rest, unknown_ids, next_number, min_similarity).items():
+        links[cluster] = Link(person_id, links[cluster].decision)
+    return links
+
+
+def _match_known(
+    open_clusters: Sequence[ShowCluster],
+    given: Sequence[ShowCluster],
+    names: Mapping[str, str],
+    min_similarity: float,
+    min_margin: float,
+) -> dict[Key, Link]:
+    """Matches with known people, the most similar first, so that of two that share a frame the better one gets it."""
+    decisions = {}
+    for cluster in open_clusters:
+        nearest: dict[str, float] = defaultdict(lambda: -1.0)
+        for other, similarity in zip(given, _similarities(cluster, given), strict=True):
+            assert other.person_id is not None
+            if other.person_id not in cluster.rejected:
+                nearest[other.person_id] = max(nearest[other.person_id], similarity)
+        people = [PersonSimilarity(p, names.get(p, p), s) for p, s in nearest.items()]
+        decisions[cluster.key] = decide_match(people, min_similarity=min_similarity, min_margin=min_margin)
+    holders: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for cluster in given:
+        assert cluster.person_id is not None
+        holders[cluster.ep_id, cluster.person_id].add(cluster.identity_id)
+    links = {}
+    by_similarity = sorted(open_clusters, key=lambda c: (-_best(decisions[c.key]), c.key))
+    for cluster in by_similarity:
+        decision = decisions[cluster.key]
+        if decision.status != ASSIGNED or decision.best is None:
+            links[cluster.key] = Link(None, decision)
+            continue
+        held = holders[cluster.ep_id, decision.best.person_id]
+        if held & cluster.shares_frames_with:
+            links[cluster.key] = Link(None, decision, is_conflict=True)
+            continue
+        held.add(cluster.identity_id)
+        links[cluster.key] = Link(decision.best.person_id, decision)
+    return links
+
+
+def _best(decision: MatchDecision) -> float:
+    return decision.best.similarity if decision.best is not None else -1.0
+
+
+def _similarities(cluster: ShowCluster, others: Sequence[ShowCluster]) -> list[float]:
+    """Highest cosine between any vector of one cluster and any of each other."""
+    if not others:
+        return []
+    starts = np.cumsum([0, *(len(other.vectors) for other in others[:-1])])
+    similarity = (np.concatenate([other.vectors for other in others]) @ cluster.vectors.T).max(axis=1)
+    return [float(s) for s in np.maximum.reduceat(similarity, starts)]
+
+
+def _group_unknown(
+    clusters: Sequence[ShowCluster], unknown_ids: frozenset[str], next_number: int, min_similarity: float
+) -> dict[Key, str]:
+    """Clusters that are one person each, and the id each group had or gets."""
+    if not clusters:
+        return {}
+    place = {cluster.key: i for i, cluster in enumerate(clusters)}
+    pairs = [
+        (i, place[cluster.ep_id, other])
+        for i, cluster in enumerate(clusters)
+        for other in cluster.shares_frames_with
+        if (cluster.ep_id, other) in place
+    ]
+    # What a human took out of an unknown person stays apart from those who are in it.
+    pairs += [
+        (i, j)
+        for i, cluster in enumerate(clusters)
+        if cluster.rejected
+        for j, other in enumerate(clusters)
+        if other.person_id in cluster.rejected
+    ]
+    centroids = np.stack([cluster.vectors[0] for cluster in clusters])
+    labels = cluster_tracks(centroids, min_similarity, Conflicts.of(pairs)).labels
+    claims: dict[tuple[int, str], int] = defaultdict(int)
+    for label, cluster in zip(labels.tolist(), clusters, strict=True):
+        if cluster.person_id in unknown_ids:
+            claims[label, cluster.person_id] += cluster.n_faces
+    rejected: dict[int, set[str]] = defaultdict(set)
+    for label, cluster in zip(labels.tolist(), clusters, strict=True):
+        rejected[label] |= cluster.rejected
+    id_of: dict[int, str] = {}
+    for (label, person_id), _ in sorted(claims.items(), key=lambda c: (-c[1], c[0][1], c[0][0])):
+        if label not in id_of and person_id not in id_of.values() and person_id not in rejected[label]:
+            id_of[label] = person_id
+    for label in labels.tolist():
+        if label not in id_of:
+            id_of[label] = format_unknown_id(next_number)
+            next_number += 1
+    return {cluster.key: id_of[label] for label, cluster in zip(labels.tolist(), clusters, strict=True)}

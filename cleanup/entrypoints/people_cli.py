@@ -1,0 +1,341 @@
+"""``cleanup people``: who is who in a show, across its episodes."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cleanup.entrypoints.options import CONFIG_DIR, JSON_OUTPUT, OUT_ROOT, with_setting_options
+from cleanup.entrypoints.shell import one_line_errors, open_root, print_json, resolve
+from cleanup.errors import FacebankError, SettingsError
+
+if TYPE_CHECKING:
+    from cleanup.edges.data_root import DataRoot
+    from cleanup.edges.postgres_facebank import PostgresFacebank
+
+people_app = typer.Typer(help="Who is who in a show, across its episodes.", no_args_is_help=True)
+
+SHOW = Annotated[str, typer.Option("--show", help="The show, as in its episode ids.")]
+EPISODE = Annotated[str, typer.Argument(metavar="EP_ID", help="Episode id.")]
+IDENTITY = Annotated[str, typer.Argument(metavar="IDENTITY", help="Identity id, as in identities.json.")]
+PERSON = Annotated[str, typer.Argument(metavar="PERSON", help="Person id, name or alias.")]
+Key = tuple[str, str]
+
+
+@contextlib.contextmanager
+def _opened(settings: dict[str, Any], config_dir: str | None, out_root: str | None) -> Iterator[_Bank]:
+    """Root and Facebank of a command."""
+    from cleanup.entrypoints.episode_job import facebank_of
+
+    resolved = resolve(settings, None, config_dir)
+    root = open_root(out_root, resolved)
+    if not resolved.settings.group_clusters.facebank_dsn and not root.has_facebank():
+        raise FacebankError(
+            f"there is no Facebank under {root.name} yet; enrol people with: cleanup facebank enroll --show SHOW DIR, "
+            "or name a server with --facebank-dsn"
+        )
+    with facebank_of(resolved, root) as facebank:
+        yield _Bank(root, facebank)
+
+
+class _Bank:
+    """A data root and its Facebank."""
+
+    def __init__(self, root: DataRoot, facebank: PostgresFacebank) -> None:
+        self.root, self.facebank, self.people = root, facebank, facebank.people
+
+    def change(self, show: str, decide: Callable[[], Sequence[Key]], *, episodes: Sequence[str] = ()) -> None:
+        """Changes people with the show held, and writes the new labels into the episodes' files."""
+        from cleanup.entrypoints.people_labels import relabel_episodes
+
+        with self.facebank.hold_show(show):
+            touched = decide()
+            # An unknown person may be seen in one episode less, or more, than before: all of them are looked at.
+            affected = {ep_id for ep_id, _ in touched} | set(episodes) | set(self.people.list_episodes(show))
+            failures = relabel_episodes(self.root, self.facebank, show, affected, touched)
+        for failure in failures:
+            typer.echo(f"cleanup: {failure}", err=True)
+        if failures:
+            raise typer.Exit(1)
+
+
+def _actor() -> str:
+    return getpass.getuser()
+
+
+@people_app.command("list")
+@with_setting_options(["facebank_dsn"])
+def list_command(
+    show: Annotated[str | None, typer.Option("--show", help="Only this show.")] = None,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    json_output: JSON_OUTPUT = False,
+    **settings: Any,
+) -> None:
+    """Lists people, the unknown ones last, with the episodes they are seen in."""
+    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+        import dataclasses
+
+        people = bank.people.list_people(show)
+        if json_output:
+            print_json([dataclasses.asdict(p) for p in people])
+            return
+        for p in people:
+            also = f", also {', '.join(p.aliases)}" if p.aliases else ""
+            name = "(unknown)" if p.is_unknown else p.name
+            typer.echo(
+                f"{p.show}\t{p.person_id}\t{name}{also}\t{p.n_seeds} seeds\t{p.n_identities} identities, {p.n_faces} "
+                f"faces in {', '.join(p.episodes) or 'no episode'}"
+            )
+        if not people:
+            typer.echo("nobody is known yet; add people with: cleanup facebank enroll --show SHOW DIR", err=True)
+
+
+@people_app.command("show")
+@with_setting_options(["facebank_dsn"])
+def show_command(
+    person: PERSON,
+    show: SHOW,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    json_output: JSON_OUTPUT = False,
+    **settings: Any,
+) -> None:
+    """Lists the identities of a person in all episodes, and where each name came from."""
+    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+        rows = bank.people.list_identities(show, person)
+        if json_output:
+            print_json(rows)
+            return
+        for row in rows:
+            typer.echo(
+                f"{row['ep_id']}\t{row['identity_id']}\t{row['tracks']} tracks\t{row['faces']} faces\t{row['source']}"
+            )
+        if not rows:
+            typer.echo(f"{person} is in no episode yet", err=True)
+
+
+@people_app.command("name")
+@with_setting_options(["facebank_dsn"])
+def name_command(
+    person: PERSON,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name.")],
+    show: SHOW,
+    person_id: Annotated[
+        str | None, typer.Option("--person-id", help="Id of the person. [made from the name]", show_default=False)
+    ] = None,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    **settings: Any,
+) -> None:
+    """Names a person in every episode that holds them.
+
+    cleanup people name unknown-0001 "Lisa" --show rhobh --person-id lisa
+    """
+    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+        from cleanup.edges.seed_photos import check_person_id
+
+        if not name.strip():
+            raise SettingsError("NAME is empty")
+        if person_id is not None:
+            check_person_id(person_id)
+        touched: list[Key] = []
+
+        def decide() -> list[Key]:
+            touched[:] = bank.people.name(show, person, name.strip(), person_id, _actor())
+            return touched
+
+        bank.change(show, decide)
+        typer.echo(f"{show}: {person} is {name.strip()}, in {_count(touched)}")
+
+
+def _count(touched: Sequence[Key]) -> str:
+    n_episodes = len({ep_id for ep_id, _ in touched})
+    return (
+        f"{len(touched)} identit{'y' if len(touched) == 1 else 'ies'} of {n_episodes} episode{'s'[: n_episodes != 1]}"
+    )
+
+
+@people_app.command("merge")
+@with_setting_options(["facebank_dsn"])
+def merge_command(
+    person: PERSON,
+    into: Annotated[str, typer.Argument(metavar="INTO", help="Who stays: person id, name or alias.")],
+    show: SHOW,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    **settings: Any,
+) -> None:
+    """Makes two people one: PERSON becomes INTO in every episode. Can be undone."""
+    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+        bank.change(show, lambda: bank.people.merge(show, person, into, _actor()))
+        typer.echo(f"{show}: {person} is {into} now; cleanup people log --show {show} has the number to undo it by")
+
+
+@people_app.command("split")
+@with_setting_options(["facebank_dsn"])
+def split_command(
+    person: PERSON,
+    identities: Annotated[list[str], typer.Argument(metavar="EP_ID:IDENTITY...", help="Who is somebody else.")],
+    show: SHOW,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    **settings: Any,
+) -> None:
+    """Takes identities out of a person; together they become an unknown person. Can be undone."""
+    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+        keys = [_parse_key(text) for text in identities]
+        new_ids: list[str] = []
+
+        def decide() -> list[Key]:
+            new_id, touched = bank.people.split(show, person, keys, _actor())
+            new_ids.append(new_id)
+            return touched
+
+        bank.change(show, decide)
+        typer.echo(f"{show}: {', '.join(identities)} is {new_ids[0]} now")
+
+
+def _parse_key(text: str) -> Key:
+    ep_id, colon, identity_id = text.partition(":")
+    if not colon or not identity_id:
+        raise SettingsError(f"{text!r} is not of the form EP_ID:IDENTITY, as in rhobh-s05e02:identity-00003")
+    return ep_id, identity_id
+
+
+@people_app.command("alias")
+@with_setting_options(["facebank_dsn"])
+def alias_command(
+    person: PERSON,
+    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="Another name.")],
+    show: SHOW,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    **settings: Any,
+) -> None:
+    """Gives a person another name to be found by."""
+    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+        bank.people.add_alias(show, person, alias, _actor())
+        typer.echo(f"{show}: {person} is also {alias}")
+
+
+@people_app.command("reject")
+@with_setting_options(["facebank_dsn"])
+def reject_command(
+    ep_id: EPISODE,
+    identity: IDENTITY,
+    person: PERSON,
+    show: Annotated[str | None, typer.Option("--show", help="The show. [taken from the episode id]")] = None,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    **settings: Any,
+) -> None:
+    """Says that an identity is not a person; it is never named or suggested so again. Can be undone."""
+    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+        show_id = _show_of(ep_id, show, settings, config_dir)
+        bank.change(show_id, lambda: bank.people.reject(show_id, (ep_id, identity), person, _actor()))
+        typer.echo(f"{ep_id}: {identity} is not {person}")
+
+
+def _show_of(ep_id: str, show: str | None, settings: dict[str, Any], config_dir: str | None) -> str:
+    from cleanup.episode import show_of
+
+    return show or resolve(settings, None, config_dir).settings.group_clusters.show or show_of(ep_id)
+
+
+def _set_lock(
+    ep_id: str,
+    identity: str,
+    out_root: str | None,
+    config_dir: str | None,
+    settings: dict[str, Any],
+    *,
+    is_locked: bool,
+) -> None:
+    with one_line_errors():
+        from cleanup.entrypoints.episode_job import facebank_of
+        from cleanup.entrypoints.people_labels import set_lock
+        from cleanup.episode import check_ep_id
+
+        resolved = resolve(settings, None, config_dir)
+        root = open_root(out_root, resolved)
+        is_changed = set_lock(root, check_ep_id(ep_id), identity, is_locked=is_locked)
+        word = "locked" if is_locked else "unlocked"
+        if is_changed and (resolved.settings.group_clusters.facebank_dsn or root.has_facebank()):
+            show = _show_of(ep_id, None, settings, config_dir)
+            with facebank_of(resolved, root) as facebank:
+                facebank.people.log_lock(show, (ep_id, identity), _actor(), is_locked=is_locked)
+        typer.echo(f"{ep_id}: {identity} is {word}{'' if is_changed else ' already'}")
+
+
+@people_app.command("lock")
+@with_setting_options(["facebank_dsn"])
+def lock_command(
+    ep_id: EPISODE, identity: IDENTITY, out_root: OUT_ROOT = None, config_dir: CONFIG_DIR = None, **settings: Any
+) -> None:
+    """Locks an identity: runs leave its tracks and its name alone."""
+    _set_lock(ep_id, identity, out_root, config_dir, settings, is_locked=True)
+
+
+@people_app.command("unlock")
+@with_setting_options(["facebank_dsn"])
+def unlock_command(
+    ep_id: EPISODE, identity: IDENTITY, out_root: OUT_ROOT = None, config_dir: CONFIG_DIR = None, **settings: Any
+) -> None:
+    """Unlocks an identity."""
+    _set_lock(ep_id, identity, out_root, config_dir, settings, is_locked=False)
+
+
+@people_app.command("log")
+@with_setting_options(["facebank_dsn"])
+def log_command(
+    show: SHOW,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many events.")] = 50,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    json_output: JSON_OUTPUT = False,
+    **settings: Any,
+) -> None:
+    """Lists what happened to a show's people: who or what did it, and why; newest first."""
+    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+        import dataclasses
+
+        events = bank.people.list_events(show, limit)
+        if json_output:
+            print_json([dataclasses.asdict(event) for event in events])
+            return
+        for event in events:
+            where = " ".join(part for part in (event.ep_id, event.identity_id) if part)
+            undone = f" (undone by {event.undone_by})" if event.undone_by is not None else ""
+            typer.echo(
+                f"{event.event_id}\t{event.at}\t{event.kind}\t{event.person_id or 'nobody'}\t{where}\t{event.reason}\t"
+                f"{event.actor}{undone}"
+            )
+
+
+@people_app.command("undo")
+@with_setting_options(["facebank_dsn"])
+def undo_command(
+    event: Annotated[int, typer.Argument(metavar="EVENT", help="Number of the event, as cleanup people log has it.")],
+    show: SHOW,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    **settings: Any,
+) -> None:
+    """Takes back a name, merge, split, alias or rejection, in every episode."""
+    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+        bank.change(show, lambda: bank.people.undo(show, event, _actor()))
+        typer.echo(f"{show}: event {event} is undone")
+
+
+@people_app.command("sync")
+@with_setting_options(["facebank_dsn"])
+def sync_command(show: SHOW, out_root: OUT_ROOT = None, config_dir: CONFIG_DIR = None, **settings: Any) -> None:
+    """Writes the Facebank's names into all episodes of a show; for episodes that were busy when somebody was named."""
+    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+        bank.change(show, lambda: bank.people.list_confirmed(show))
+        typer.echo(f"{show}: the labels of {len(bank.people.list_episodes(show))} episodes are up to date")

@@ -1,0 +1,147 @@
+"""Brings the labels in episodes' files in line with the Facebank, through the same safe write-back as a run."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cleanup import schemas
+from cleanup.edges.artifact_reading import read_episode
+from cleanup.edges.artifact_writing import render_episode
+from cleanup.edges.data_root import DataRoot
+from cleanup.edges.write_back import commit, hold_episode, make_run_id, stage
+from cleanup.errors import ArtifactError, BusyError, CleanupError
+from cleanup.people import HUMAN, SEED
+from cleanup.phases.identity_rows import FACEBANK_SOURCE, PERSON_SOURCE, is_human_named
+
+if TYPE_CHECKING:
+    from cleanup.edges.postgres_facebank import PostgresFacebank
+    from cleanup.edges.postgres_people import Label
+
+Row = dict[str, Any]
+Key = tuple[str, str]
+# A run that is just ending lets go of its episode within moments.
+_PATIENCE_S = 10.0
+
+
+def change_identities(root: DataRoot, ep_id: str, change: Callable[[list[Row]], list[Row]]) -> Path | None:
+    """Changes rows of an episode's identities and writes them back as a run would: locked, checked, with a backup.
+
+    Args:
+        root: Data root.
+        ep_id: The episode.
+        change: Gets the rows and returns them as they shall be; tracks stay where they are.
+
+    Returns:
+        Folder with the backup, or None where nothing changed.
+
+    Raises:
+        CleanupError: The files are as they were.
+    """
+    paths, remote = root.paths(ep_id), root.remote
+    root.check_episode(ep_id)
+    with contextlib.ExitStack() as stack:
+        _hold(stack, root, ep_id)
+        lease = None
+        if remote is not None:
+            lease = stack.enter_context(remote.hold(ep_id))
+            remote.check_out(ep_id)
+        episode = read_episode(paths)
+        before = episode.identities.to_pylist()
+        after = change([dict(row) for row in before])
+        if after == before:
+            return None
+        if [(r["identity_id"], r["track_ids"]) for r in after] != [(r["identity_id"], r["track_ids"]) for r in before]:
+            raise CleanupError(f"{ep_id}: internal error, nothing was written: a relabelling moved tracks")
+        identities = schemas.build_table(after, schemas.IDENTITY_SCHEMA)
+        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        run_id = make_run_id()
+        stage(
+            paths,
+            run_id,
+            {paths.identities: render_episode(episode.replace(identities=identities), now)["identities.json"]},
+        )
+        if lease is not None:
+            lease.check()
+        backup = commit(paths, run_id, [paths.identities])
+        if remote is not None:
+            remote.publish(ep_id, run_id, [paths.identities])
+        return backup
+
+
+def _hold(stack: contextlib.ExitStack, root: DataRoot, ep_id: str) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            stack.enter_context(hold_episode(root.paths(ep_id)))
+            return
+        except BusyError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def relabel_episodes(
+    root: DataRoot, facebank: PostgresFacebank, show: str, episodes: Iterable[str], touched: Collection[Key] = ()
+) -> list[str]:
+    """Writes who is who into the files of episodes that say something else.
+
+    Names that a human gave in the files stay, and so do locked identities, except those that are ``touched``.
+
+    Args:
+        root: Data root; episodes that it does not have are left out.
+        facebank: Who is who.
+        show: The show.
+        episodes: The episodes.
+        touched: (episode, identity) pairs that a human decided about.
+
+    Returns:
+        What could not be relabelled, and why; the Facebank keeps it, and another call makes up for it.
+    """
+    failures = []
+    known = set(root.list_episodes())
+    for ep_id in sorted(set(episodes) & known):
+        labels = facebank.people.read_labels(show, ep_id)
+        decided = {identity_id for episode, identity_id in touched if episode == ep_id}
+
+        def change(rows: list[Row], labels: dict[str, Label] = labels, decided: set[str] = decided) -> list[Row]:
+            return [_relabel(row, labels.get(row["identity_id"]), row["identity_id"] in decided) for row in rows]
+
+        try:
+            change_identities(root, ep_id, change)
+        except (CleanupError, OSError) as error:
+            failures.append(f"{ep_id} keeps its old labels ({error}); cleanup people sync --show {show} writes them")
+    return failures
+
+
+def _relabel(row: Row, label: Label | None, is_decided: bool) -> Row:
+    if label is None or 2 * len(label.track_ids & set(row["track_ids"])) <= len(label.track_ids):
+        return row  # no identity that the Facebank knows
+    if not is_decided and (row["is_locked"] or is_human_named(row) or label.source == HUMAN):
+        return row
+    source = {HUMAN: None, SEED: FACEBANK_SOURCE}.get(label.source, PERSON_SOURCE) if label.person_id else None
+    return {**row, "person_id": label.person_id, "name": label.name, "person_source": source}
+
+
+def set_lock(root: DataRoot, ep_id: str, identity_id: str, *, is_locked: bool) -> bool:
+    """Locks or unlocks an identity.
+
+    Returns:
+        Whether that changed anything.
+
+    Raises:
+        ArtifactError: The episode has no such identity.
+    """
+
+    def change(rows: list[Row]) -> list[Row]:
+        found = [row for row in rows if row["identity_id"] == identity_id]
+        if not found:
+            raise ArtifactError(f"{root.show(root.paths(ep_id).identities)}: no identity {identity_id!r}")
+        found[0]["is_locked"] = is_locked
+        return rows
+
+    return change_identities(root, ep_id, change) is not None

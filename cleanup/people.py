@@ -1,0 +1,120 @@
+"""What is known about a show's people beside their seeds: the shapes that the Facebank and the grouping hand over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Where an identity's person comes from.
+SEED, PERSON, HUMAN, NONE = "seed", "person", "human", "none"
+# Episode and identity.
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class ShowCluster:
+    """One identity of one episode.
+
+    Attributes:
+        ep_id: The episode.
+        identity_id: The identity.
+        vectors: Unit rows, shape (k, d): its centroid, then sub-centroids where it has several views.
+        n_faces: Faces with an embedding.
+        is_solid: Whether it may found an unknown person; a single poor face may not.
+        person_id: Who it is by ``source``; with source person or none, who it was last time.
+        source: ``seed``, ``human``: given, be it an unknown person. ``person``, ``none``: to be decided.
+        shares_frames_with: Identities of the same episode that are seen together with this one.
+        rejected: People a human said this is not.
+    """
+
+    ep_id: str
+    identity_id: str
+    vectors: NDArray[np.float32]
+    n_faces: int
+    is_solid: bool
+    person_id: str | None
+    source: str
+    shares_frames_with: frozenset[str] = frozenset()
+    rejected: frozenset[str] = frozenset()
+
+    @property
+    def key(self) -> Key:
+        """Episode and identity."""
+        return self.ep_id, self.identity_id
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A human said that the identity of these tracks is not this person."""
+
+    ep_id: str
+    track_ids: frozenset[int]
+    person_id: str
+
+
+@dataclass(frozen=True)
+class ShowState:
+    """What is known about a show's people beside their seeds.
+
+    Attributes:
+        clusters: The identities of its episodes as they were last written, made with one model.
+        names: Name of every person; an unknown person's is its id.
+        unknown_ids: The ids among them that stand for people without a name.
+        aliases: Other names and earlier ids -> person id.
+        rejections: What humans ruled out.
+        last_unknown: Number of the unknown person that was numbered last.
+    """
+
+    clusters: tuple[ShowCluster, ...]
+    names: Mapping[str, str]
+    unknown_ids: frozenset[str]
+    aliases: Mapping[str, str]
+    rejections: tuple[Rejection, ...]
+    last_unknown: int
+
+
+@dataclass(frozen=True)
+class ClusterRecord:
+    """An identity on its way into the Facebank; fields as in ``ShowCluster``."""
+
+    identity_id: str
+    vectors: NDArray[np.float32]
+    track_ids: tuple[int, ...]
+    n_faces: int
+    is_solid: bool
+    shares_frames_with: tuple[str, ...]
+    person_id: str | None
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class GroupingPlan:
+    """What grouping an episode changes in the Facebank, to be recorded with the episode's files.
+
+    Attributes:
+        show: The show.
+        ep_id: The episode.
+        model: Recogniser of the vectors.
+        clusters: All its identities that have an embedding.
+        others: Identities of other episodes that are somebody else from now on: (episode, identity) -> (person,
+            source).
+        new_people: Ids and names of people that humans named in the files.
+        last_unknown: Number of the unknown person that was numbered last.
+    """
+
+    show: str
+    ep_id: str
+    model: str
+    clusters: tuple[ClusterRecord, ...]
+    others: Mapping[tuple[str, str], tuple[str | None, str]]
+    new_people: Mapping[str, str]
+    last_unknown: int
+
+
+def format_unknown_id(number: int) -> str:
+    """The person id of an unknown person: ``unknown-0001``."""
+    return f"unknown-{number:04d}"

@@ -1,0 +1,193 @@
+"""Phase 4, across episodes: identities without a seed become people of other episodes, or unknown people."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from cleanup.algorithms.embedding_pooling import Centroid, PooledTrack, find_views
+from cleanup.algorithms.person_linking import Link, link_people
+from cleanup.people import HUMAN, NONE, PERSON, SEED, ClusterRecord, GroupingPlan, Rejection, ShowCluster, ShowState
+from cleanup.phases.identity_rows import FACEBANK_SOURCE, PERSON_SOURCE, is_human_named
+from cleanup.settings import GroupClustersSettings
+
+Row = dict[str, Any]
+# Tracks this alike show a person from one side.
+_SAME_VIEW = 0.70
+
+
+def find_rejected(ep_id: str, track_ids: Iterable[int], rejections: Sequence[Rejection]) -> frozenset[str]:
+    """People that a human ruled out for an identity: it holds most of the tracks that were not this person."""
+    tracks = set(track_ids)
+    return frozenset(
+        r.person_id for r in rejections if r.ep_id == ep_id and 2 * len(r.track_ids & tracks) > len(r.track_ids)
+    )
+
+
+@dataclass
+class EpisodeLinker:
+    """Links the identities of one episode with those of the show's other episodes.
+
+    Attributes:
+        show: The show.
+        ep_id: The episode.
+        model: Recogniser of the vectors.
+        state: What is known about the show.
+        settings: Thresholds.
+        pooled: Vector of every track that has one.
+        n_faces: Faces with an embedding by track.
+        shared: Pairs of tracks that share a frame.
+        doubtful: Identities that come near a known person without being named; they found no unknown person.
+    """
+
+    show: str
+    ep_id: str
+    model: str
+    state: ShowState
+    settings: GroupClustersSettings
+    pooled: Mapping[int, PooledTrack]
+    n_faces: Mapping[int, int]
+    shared: set[tuple[int, int]]
+    doubtful: frozenset[str] = frozenset()
+
+    def link(self, rows: Sequence[Row], centroids: Mapping[str, Centroid]) -> dict[tuple[str, str], Link]:
+        """Who each identity is that neither a seed nor a human named, here and in the other episodes."""
+        own = [
+            replace(
+                self._describe(row, rows, centroids[row["identity_id"]]),
+                person_id=self._given_person(row) or self._last_person(row),
+                rejected=find_rejected(self.ep_id, row["track_ids"], self.state.rejections),
+            )
+            for row in rows
+            if row["identity_id"] in centroids
+        ]
+        others = [c for c in self.state.clusters if c.ep_id != self.ep_id]
+        return link_people(
+            [*own, *others],
+            self.state.names,
+            self.state.unknown_ids,
+            self.state.last_unknown + 1,
+            min_similarity=self.settings.person_similarity,
+            min_margin=self.settings.facebank_margin,
+        )
+
+    def plan(
+        self,
+        rows: Sequence[Row],
+        centroids: Mapping[str, Centroid],
+        links: Mapping[tuple[str, str], Link],
+        reasons: Mapping[str, str],
+    ) -> GroupingPlan:
+        """What the Facebank has to keep, once the rows are final.
+
+        Args:
+            rows: The identities after merging.
+            centroids: Their centroids.
+            links: As ``link`` gave them.
+            reasons: Why each identity is who it is, in words.
+        """
+        records, new_people = [], {}
+        for row in rows:
+            if row["identity_id"] not in centroids:
+                continue
+            cluster = self._describe(row, rows, centroids[row["identity_id"]])
+            person_id = self._given_person(row) or row["person_id"]
+            if row["is_locked"] and cluster.source == NONE:
+                person_id = None
+            if cluster.source == HUMAN and person_id is not None and person_id not in self.state.names:
+                new_people[person_id] = row["name"] or person_id
+            records.append(
+                ClusterRecord(
+                    identity_id=row["identity_id"],
+                    vectors=cluster.vectors,
+                    track_ids=tuple(row["track_ids"]),
+                    n_faces=cluster.n_faces,
+                    is_solid=cluster.is_solid,
+                    shares_frames_with=tuple(sorted(cluster.shares_frames_with)),
+                    person_id=person_id,
+                    source=cluster.source if person_id is not None else NONE,
+                    reason=reasons.get(row["identity_id"], ""),
+                )
+            )
+        others = {}
+        for cluster in self.state.clusters:
+            link = links.get(cluster.key)
+            if cluster.ep_id != self.ep_id and link is not None and link.person_id != cluster.person_id:
+                others[cluster.key] = link.person_id, PERSON if link.person_id is not None else NONE
+        numbers = [int(m[1]) for link in links.values() if (m := re.fullmatch(r"unknown-(\d+)", link.person_id or ""))]
+        return GroupingPlan(
+            self.show,
+            self.ep_id,
+            self.model,
+            tuple(records),
+            others,
+            new_people,
+            max([self.state.last_unknown, *numbers]),
+        )
+
+    @cached_property
+    def _stored(self) -> dict[str, ShowCluster]:
+        """The episode's identities as they were last written."""
+        return {c.identity_id: c for c in self.state.clusters if c.ep_id == self.ep_id}
+
+    def _is_settled(self, stored: ShowCluster) -> bool:
+        """Whether a human put an identity to an unknown person; files cannot say so."""
+        return stored.source == HUMAN and stored.person_id in self.state.unknown_ids
+
+    def _last_person(self, row: Row) -> str | None:
+        stored = self._stored.get(row["identity_id"])
+        return stored.person_id if stored is not None else None
+
+    def _given_person(self, row: Row) -> str | None:
+        """The person that a seed or a human gave, as the Facebank calls them."""
+        if not is_human_named(row):
+            return row["person_id"] if row["person_source"] == FACEBANK_SOURCE else None
+        for reference in (row["person_id"], row["name"]):
+            if reference in self.state.names:
+                return str(reference)
+            if reference is not None and reference.casefold() in self.state.aliases:
+                return self.state.aliases[reference.casefold()]
+        return row["person_id"] or make_person_id(row["name"])
+
+    def _describe(self, row: Row, rows: Sequence[Row], centroid: Centroid) -> ShowCluster:
+        tracks = sorted((t for t in row["track_ids"] if t in self.pooled), key=lambda t: (-self.n_faces[t], t))
+        views = find_views(
+            np.array([self.pooled[t].vector for t in tracks]), np.ones(len(tracks)), min_similarity=_SAME_VIEW
+        )
+        n_faces = sum(self.n_faces[t] for t in row["track_ids"])
+        source = {FACEBANK_SOURCE: SEED, PERSON_SOURCE: PERSON}.get(row["person_source"], NONE)
+        stored = self._stored.get(row["identity_id"])
+        if is_human_named(row) or (source != SEED and stored is not None and self._is_settled(stored)):
+            source = HUMAN
+        return ShowCluster(
+            ep_id=self.ep_id,
+            identity_id=row["identity_id"],
+            vectors=np.stack([centroid.vector, *(views if len(views) > 1 else [])]).astype(np.float32),
+            n_faces=n_faces,
+            is_solid=row["outlier_reason"] is None
+            and n_faces >= self.settings.unknown_min_faces
+            and row["identity_id"] not in self.doubtful,
+            person_id=row["person_id"],
+            source=source,
+            shares_frames_with=frozenset(
+                o["identity_id"] for o in rows if o is not row and share_a_frame(row, o, self.shared)
+            ),
+        )
+
+
+def share_a_frame(a: Row, b: Row, shared: set[tuple[int, int]]) -> bool:
+    """Whether two identities are seen together in some frame."""
+    return any((min(s, t), max(s, t)) in shared for s in a["track_ids"] for t in b["track_ids"])
+
+
+def make_person_id(name: str) -> str:
+    """A person id from a name: ``Lin-Manuel Miranda`` -> ``lin-manuel-miranda``."""
+    plain = unicodedata.normalize("NFKD", name.casefold())
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "person"
