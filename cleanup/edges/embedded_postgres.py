@@ -78,6 +78,8 @@ def open_embedded_facebank(folder: Path) -> Iterator[PostgresFacebank]:
     """
     import subprocess
 
+    import psutil
+
     with warnings.catch_warnings():
         # It asks platformdirs for a runtime folder at import, which warns where the session has none.
         warnings.simplefilter("ignore")
@@ -99,4 +101,5 @@ def open_embedded_facebank(folder: Path) -> Iterator[PostgresFacebank]:
     try:
         yield PostgresFacebank(server.get_uri())
     finally:
-        server.cleanup()
+        with contextlib.suppress(psutil.NoSuchProcess):  # a server that died has been complained about already
+            server.cleanup()

@@ -352,6 +352,9 @@ class PostgresPeople(PostgresServer):
                 sources.append(_source_of(connection, show, key))
                 _reject(connection, show, key[0], _tracks_of(connection, show, key), person_id)
                 _assign(connection, show, key, new_id, HUMAN)
+            for key in owned:
+                if key not in keys:  # those who stay are not the new person either
+                    _reject(connection, show, key[0], _tracks_of(connection, show, key), new_id)
             details = {"person_id": person_id, "identities": [[*k, s] for k, s in zip(keys, sources, strict=True)]}
             _log(connection, show, "split", actor, f"out of {person_id}", person_id=new_id, details=details)
             return new_id, list(keys)
@@ -611,7 +614,7 @@ def _reject(connection: Connection, show: str, ep_id: str, track_ids: Iterable[i
 
 def _unreject(connection: Connection, show: str, ep_id: str, track_ids: Iterable[int], person_id: str) -> None:
     connection.execute(
-        "DELETE FROM rejections WHERE show = %s AND ep_id = %s AND track_ids = %s AND person_id = %s",
+        "DELETE FROM rejections WHERE show = %s AND ep_id = %s AND track_ids = %s::bigint[] AND person_id = %s",
         (show, ep_id, sorted(track_ids), person_id),
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cleanup.algorithms.embedding_pooling import Centroid, PooledTrack, find_views
+from cleanup.algorithms.facebank_matching import UNKNOWN, MatchDecision
 from cleanup.algorithms.person_linking import Link, link_people
 from cleanup.people import HUMAN, NONE, PERSON, SEED, ClusterRecord, GroupingPlan, Rejection, ShowCluster, ShowState
 from cleanup.phases.identity_rows import FACEBANK_SOURCE, PERSON_SOURCE, is_human_named
@@ -57,7 +58,7 @@ class EpisodeLinker:
     doubtful: frozenset[str] = frozenset()
 
     def link(self, rows: Sequence[Row], centroids: Mapping[str, Centroid]) -> dict[tuple[str, str], Link]:
-        """Who each identity is that neither a seed nor a human named, here and in the other episodes."""
+        """Who each identity of the show is: given by seeds and humans, or found by comparing episodes."""
         own = [
             replace(
                 self._describe(row, rows, centroids[row["identity_id"]]),
@@ -68,7 +69,7 @@ class EpisodeLinker:
             if row["identity_id"] in centroids
         ]
         others = [c for c in self.state.clusters if c.ep_id != self.ep_id]
-        return link_people(
+        links = link_people(
             [*own, *others],
             self.state.names,
             self.state.unknown_ids,
@@ -76,6 +77,8 @@ class EpisodeLinker:
             min_similarity=self.settings.person_similarity,
             min_margin=self.settings.facebank_margin,
         )
+        given = {c.key: Link(c.person_id, MatchDecision(UNKNOWN, None, None)) for c in (*own, *others)}
+        return {**given, **links}
 
     def plan(
         self,

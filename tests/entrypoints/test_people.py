@@ -1,0 +1,246 @@
+"""People across episodes: commands and files of small episodes, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cleanup.edges.embedded_postgres import open_embedded_facebank
+from cleanup.edges.postgres_facebank import PostgresFacebank, Seed
+from cleanup.edges.postgres_people import PostgresPeople
+from tests.builders import EMITTED_EP, copy_episode, make_people, write_episode
+from tests.entrypoints.test_cli import artifacts, cleanup, report_of
+
+FIRST, SECOND = EMITTED_EP, "show-s01e03"
+# Persons a to d, a track each; d is seen beside c.
+TRACKS = (("a",), ("b",), ("c",), ("d",))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two episodes of one show with the same four people, of whom a is enrolled."""
+    write_episode(tmp_path, "emitted", TRACKS, together=(3,))
+    (tmp_path / "videos" / FIRST).mkdir(parents=True)
+    copy_episode(tmp_path, FIRST, SECOND)
+    enroll(tmp_path, "anna", 0)
+    return tmp_path
+
+
+def open_facebank(root: Path) -> AbstractContextManager[PostgresFacebank]:
+    """Closed before a command runs: within one process they would share the server, and the command stops it."""
+    return open_embedded_facebank(root / "facebank" / "postgres")
+
+
+def enroll(root: Path, person_id: str, place: int) -> None:
+    vector = make_people(4)[place].astype(np.float32)
+    seed = Seed(person_id, person_id.title(), "a.jpg", f"digest {place}", vector, 0.9)
+    with open_facebank(root) as facebank:
+        facebank.enroll("show", "tiny", "sha", [seed])
+
+
+def person_ids(root: Path) -> list[str]:
+    return [p["person_id"] for p in json.loads(people(root, "list", "--json").stdout)]
+
+
+def group(root: Path, ep_id: str, code: int = 0) -> dict[str, Any]:
+    result = cleanup("run", "--ep-id", ep_id, "--out-root", root, "--actions", "group_clusters", "--write-back",
+                     "--json", code=code)  # fmt: skip
+    return report_of(result) if code == 0 else {"stderr": result.stderr}
+
+
+def people(root: Path, *arguments: str, code: int = 0) -> Any:
+    return cleanup("people", *arguments, "--out-root", root, code=code)
+
+
+def labels(root: Path, ep_id: str) -> dict[str, tuple[str | None, str | None]]:
+    document = json.loads((root / "manifests" / ep_id / "identities.json").read_text())
+    return {i["identity_id"]: (i.get("person_id"), i.get("name")) for i in document["identities"]}
+
+
+def last_event(root: Path) -> str:
+    return str(json.loads(people(root, "log", "--show", "show", "--limit", "1", "--json").stdout)[0]["event_id"])
+
+
+NOBODY = (None, None)
+
+
+def test_an_unknown_person_shows_in_files_once_seen_in_two_episodes(root: Path) -> None:
+    report = group(root, FIRST)
+
+    new = report["grouping"]["across_episodes"]["new_people"]
+    assert [p["person_id"] for p in new] == ["unknown-0001", "unknown-0002", "unknown-0003"]
+    assert labels(root, FIRST) == {"id_0001": ("anna", "Anna"), "id_0002": NOBODY, "id_0003": NOBODY, "id_0004": NOBODY}
+
+    group(root, SECOND)
+
+    for ep_id in (FIRST, SECOND):
+        assert labels(root, ep_id) == {
+            "id_0001": ("anna", "Anna"),
+            "id_0002": ("unknown-0001", None),
+            "id_0003": ("unknown-0002", None),
+            "id_0004": ("unknown-0003", None),
+        }
+    cleanup("validate", "--ep-id", FIRST, "--out-root", root)
+    again = [group(root, ep_id)["files"]["changed"] for ep_id in (FIRST, SECOND)]
+    assert not any("identities" in path for changed in again for path in changed)
+
+
+def test_naming_an_unknown_person_renames_every_episode_and_undoing_it_too(root: Path) -> None:
+    group(root, FIRST), group(root, SECOND)
+    before = [labels(root, ep_id) for ep_id in (FIRST, SECOND)]
+
+    people(root, "name", "unknown-0002", "Lisa", "--person-id", "lisa-x", "--show", "show")
+
+    for ep_id in (FIRST, SECOND):
+        assert labels(root, ep_id)["id_0003"] == ("lisa-x", "Lisa")
+        assert list((root / "backups" / ep_id).iterdir())
+    group(root, FIRST)
+    assert labels(root, FIRST)["id_0003"] == ("lisa-x", "Lisa")
+    assert "unknown-0002" in people(root, "list").stdout, "the earlier id finds the person"
+
+    people(root, "name", "unknown-0002", "Lise", "--show", "show")
+    assert labels(root, SECOND)["id_0003"] == ("lisa-x", "Lise")
+    for _ in range(2):
+        events = json.loads(people(root, "log", "--show", "show", "--json").stdout)
+        last = next(e for e in events if e["kind"] == "name" and e["undone_by"] is None)
+        people(root, "undo", str(last["event_id"]), "--show", "show")
+    assert [labels(root, ep_id) for ep_id in (FIRST, SECOND)] == before
+
+
+def test_people_seen_together_are_not_merged_and_a_merge_can_be_undone(root: Path) -> None:
+    group(root, FIRST), group(root, SECOND)
+    before = [labels(root, ep_id) for ep_id in (FIRST, SECOND)]
+
+    refused = people(root, "merge", "unknown-0003", "unknown-0002", "--show", "show", code=2)
+    assert "seen in one frame" in refused.stderr
+
+    people(root, "merge", "unknown-0001", "Anna", "--show", "show")
+    assert labels(root, FIRST)["id_0002"] == labels(root, SECOND)["id_0002"] == ("anna", "Anna")
+
+    people(root, "undo", last_event(root), "--show", "show")
+    assert [labels(root, ep_id) for ep_id in (FIRST, SECOND)] == before
+    assert "undone already" in people(root, "undo", str(int(last_event(root)) - 1), "--show", "show", code=2).stderr
+
+
+def test_a_merge_of_unknown_people_outlives_another_grouping(root: Path) -> None:
+    group(root, FIRST), group(root, SECOND)
+    people(root, "merge", "unknown-0001", "unknown-0003", "--show", "show")
+
+    group(root, FIRST), group(root, SECOND)
+
+    owners = {i: p for i, (p, _) in labels(root, FIRST).items()}
+    assert owners.get("id_0002", "unknown-0003") == owners["id_0004" if "id_0004" in owners else "id_0002"]
+    assert set(owners.values()) == {"anna", "unknown-0002", "unknown-0003"}
+
+
+def test_a_rejected_name_does_not_come_back(root: Path) -> None:
+    group(root, FIRST), group(root, SECOND)
+
+    people(root, "reject", FIRST, "id_0001", "anna")
+
+    assert labels(root, FIRST)["id_0001"] == NOBODY
+    report = group(root, FIRST)
+    assert labels(root, FIRST)["id_0001"][0] != "anna"
+    across = report["grouping"]["across_episodes"]
+    assert not [s for s in across["suggestions"] if s["suggested_person_id"] == "anna"]
+    assert labels(root, SECOND)["id_0001"] == ("anna", "Anna")
+
+
+def test_what_is_split_off_stays_apart(root: Path) -> None:
+    group(root, FIRST), group(root, SECOND)
+
+    people(root, "split", "unknown-0001", f"{SECOND}:id_0002", "--show", "show")
+    people(root, "name", "unknown-0004", "Twin", "--show", "show")
+    group(root, FIRST), group(root, SECOND)
+
+    assert labels(root, SECOND)["id_0002"] == ("twin", "Twin")
+    assert labels(root, FIRST)["id_0002"] == NOBODY, "unknown-0001 is in one episode only now"
+
+
+def test_locks_are_set_kept_and_lifted(root: Path) -> None:
+    group(root, FIRST)
+    people(root, "lock", FIRST, "id_0002")
+    assert "locked already" in people(root, "lock", FIRST, "id_0002").stdout
+
+    group(root, SECOND), group(root, FIRST)
+    assert labels(root, FIRST)["id_0002"] == NOBODY
+
+    people(root, "unlock", FIRST, "id_0002")
+    group(root, FIRST)
+    assert labels(root, FIRST)["id_0002"] == ("unknown-0001", None)
+    assert "no identity 'id_0099'" in people(root, "lock", FIRST, "id_0099", code=2).stderr
+
+
+def test_a_name_that_a_human_wrote_into_a_file_spreads(root: Path) -> None:
+    path = root / "manifests" / FIRST / "identities.json"
+    document = json.loads(path.read_text())
+    document["identities"][2]["name"] = "Zoë Müller"
+    path.write_text(json.dumps(document))
+    group(root, FIRST)
+
+    group(root, SECOND)
+
+    assert labels(root, SECOND)["id_0003"] == ("zoe-muller", "Zoë Müller")
+    assert labels(root, FIRST)["id_0003"] == (None, "Zoë Müller"), "what a human wrote stays as it is"
+
+
+def test_the_order_of_episodes_does_not_matter(root: Path, tmp_path: Path) -> None:
+    group(root, SECOND), group(root, FIRST), group(root, FIRST), group(root, SECOND)
+    assert labels(root, FIRST) == labels(root, SECOND)
+    assert len(set(labels(root, FIRST).values())) == 4
+
+
+def test_a_person_enrolled_later_takes_over_the_unknown_one_everywhere(root: Path) -> None:
+    group(root, FIRST), group(root, SECOND)
+    enroll(root, "berta", 1)
+
+    group(root, SECOND)
+
+    assert labels(root, SECOND)["id_0002"] == labels(root, FIRST)["id_0002"] == ("berta", "Berta")
+    assert person_ids(root) == ["anna", "berta", "unknown-0002", "unknown-0003"]
+
+
+@pytest.mark.parametrize("moment", ["read_show", "record"])
+def test_a_server_killed_while_grouping_leaves_the_files_alone(
+    root: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group(root, FIRST)
+    before = artifacts(root)
+    original = getattr(PostgresPeople, moment)
+
+    def kill_and_go_on(self: PostgresPeople, *arguments: Any) -> Any:
+        os.kill(int((root / "facebank" / "postgres" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PostgresPeople, moment, kill_and_go_on)
+        stderr = group(root, SECOND, code=2)["stderr"]
+
+    assert "Facebank" in stderr and "Traceback" not in stderr
+    assert artifacts(root) == before
+    group(root, SECOND)
+    assert labels(root, SECOND)["id_0002"] == ("unknown-0001", None)
+
+
+def test_a_run_that_writes_nothing_leaves_the_facebank_alone(root: Path) -> None:
+    cleanup("run", "--ep-id", FIRST, "--out-root", root, "--actions", "group_clusters", "-q")
+
+    assert person_ids(root) == ["anna"]
+
+
+def test_clear_words_for_what_is_not_there(root: Path, tmp_path: Path) -> None:
+    assert "has no person 'x'" in people(root, "name", "x", "X", "--show", "show", code=2).stderr
+    assert "knows no identity" in people(root, "reject", FIRST, "id_0001", "anna", code=2).stderr
+    assert "not of the form EP_ID:IDENTITY" in people(root, "split", "anna", "x", "--show", "show", code=2).stderr
+    assert "unknown people get" in people(
+        root, "name", "anna", "A", "--person-id", "unknown-7", "--show", "show", code=2
+    ).stderr  # fmt: skip
+    missing = cleanup("people", "list", "--out-root", tmp_path / "none", code=2)
+    assert "no Facebank" in missing.stderr
