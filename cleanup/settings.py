@@ -498,6 +498,12 @@ class SeedSettings:
         at_most=90.0,
         unit="degrees",
     )
+    min_seed_blur: float = _setting(
+        18.0,
+        "sharpness (variance of the Laplacian) below which a seed photo is refused as blurred",
+        yaml="detection.yaml:min_seed_blur",
+        at_least=0.0,
+    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,21 @@ from cleanup.people import ShowState
 
 @dataclass(frozen=True)
 class Seed:
-    """A seed photo's embedding on its way into the Facebank; ``embedding`` is a unit vector of shape (d,)."""
+    """A seed photo on its way into the Facebank.
+
+    Attributes:
+        person_id: Whose it is.
+        name: Their name, where they are new.
+        image_name: File name of the photo.
+        image_sha256: Digest of the photo.
+        embedding: Unit vector, shape (d,).
+        confidence: Of the detector.
+        quality: Score 0..1, or None where it was not measured.
+        landmarks: Five points in pixels of the photo as ten numbers, or None where nothing was detected.
+        embed_path: Aligned 112x112 crop, relative to the data root, or None.
+        display_path: Picture for people, at most 512 pixels, or None.
+        original_path: The photo itself, or None.
+    """
 
     person_id: str
     name: str
@@ -24,6 +39,23 @@ class Seed:
     image_sha256: str
     embedding: NDArray[np.float32]
     confidence: float
+    quality: float | None = None
+    landmarks: tuple[float, ...] | None = None
+    embed_path: str | None = None
+    display_path: str | None = None
+    original_path: str | None = None
+
+
+@dataclass(frozen=True)
+class StoredSeed:
+    """A seed as the Facebank has it; fields as in ``Seed``."""
+
+    seed_id: str
+    show: str
+    model: str
+    model_sha256: str
+    is_featured: bool
+    seed: Seed
 
 
 @dataclass(frozen=True)
@@ -61,10 +93,24 @@ class PostgresFacebank(PostgresServer):
 
         Returns:
             How many were new.
+
+        Raises:
+            FacebankError: The show's seeds were made with another model.
         """
         n_new = 0
         with self.transaction() as connection:
             connection.execute("INSERT INTO shows (show) VALUES (%s) ON CONFLICT DO NOTHING", (show,))
+            # Until the end nobody else adds seeds, so that two models cannot meet.
+            connection.execute("SELECT 1 FROM shows WHERE show = %s FOR UPDATE", (show,))
+            other = connection.execute(
+                "SELECT model FROM seeds WHERE show = %s AND (model, model_sha256) <> (%s, %s) LIMIT 1",
+                (show, model, model_sha256),
+            ).fetchone()
+            if other is not None and seeds:
+                raise FacebankError(
+                    f"the seeds of show {show!r} were made with {other[0]}, these with {model} or another version of "
+                    f"it; change all of them first: cleanup facebank reembed --show {show} --models FOLDER"
+                )
             for seed in sorted(seeds, key=lambda s: (s.person_id, s.image_sha256)):
                 connection.execute(
                     "INSERT INTO people (show, person_id, name) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
@@ -72,7 +118,8 @@ class PostgresFacebank(PostgresServer):
                 )
                 done = connection.execute(
                     "INSERT INTO seeds (show, person_id, image_sha256, image_name, model, model_sha256, dimension, "
-                    "embedding, confidence) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                    "embedding, confidence, quality, landmarks, embed_path, display_path, original_path) "
+                    "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
                     (
                         show,
                         seed.person_id,
@@ -83,6 +130,11 @@ class PostgresFacebank(PostgresServer):
                         len(seed.embedding),
                         seed.embedding,
                         seed.confidence,
+                        seed.quality,
+                        None if seed.landmarks is None else list(seed.landmarks),
+                        seed.embed_path,
+                        seed.display_path,
+                        seed.original_path,
                     ),
                 )
                 n_new += done.rowcount
@@ -95,13 +147,114 @@ class PostgresFacebank(PostgresServer):
                 "SELECT p.show, p.person_id, p.name, count(s.seed_id), "
                 "coalesce(array_agg(DISTINCT s.model) FILTER (WHERE s.model IS NOT NULL), '{}') "
                 "FROM people p LEFT JOIN seeds s USING (show, person_id) "
-                "WHERE %s::text IS NULL OR p.show = %s GROUP BY 1, 2, 3 ORDER BY 1, 2",
+                "WHERE NOT p.is_unknown AND (%s::text IS NULL OR p.show = %s) GROUP BY 1, 2, 3 ORDER BY 1, 2",
                 (show, show),
             ).fetchall()
         return [PersonSummary(row[0], row[1], row[2], row[3], tuple(row[4])) for row in rows]
 
+    def list_seeds(self, show: str | None = None, person_id: str | None = None) -> list[StoredSeed]:
+        """Seeds of one person, one show or all, by show, person and photo."""
+        with self.transaction() as connection:
+            rows = connection.execute(
+                "SELECT s.seed_id::text, s.show, s.model, s.model_sha256, s.is_featured, s.person_id, p.name, "
+                "s.image_name, s.image_sha256, s.embedding, s.confidence, s.quality, s.landmarks, s.embed_path, "
+                "s.display_path, s.original_path FROM seeds s JOIN people p USING (show, person_id) "
+                "WHERE (%s::text IS NULL OR s.show = %s) AND (%s::text IS NULL OR s.person_id = %s) "
+                "ORDER BY s.show, s.person_id, s.image_sha256",
+                (show, show, person_id, person_id),
+            ).fetchall()
+        return [
+            StoredSeed(
+                seed_id=row[0],
+                show=row[1],
+                model=row[2],
+                model_sha256=row[3],
+                is_featured=row[4],
+                seed=Seed(
+                    person_id=row[5],
+                    name=row[6],
+                    image_name=row[7],
+                    image_sha256=row[8],
+                    embedding=row[9].to_numpy().astype(np.float32),
+                    confidence=row[10],
+                    quality=row[11],
+                    landmarks=None if row[12] is None else tuple(row[12]),
+                    embed_path=row[13],
+                    display_path=row[14],
+                    original_path=row[15],
+                ),
+            )
+            for row in rows
+        ]
+
+    def feature(self, seed_id: str) -> StoredSeed:
+        """Makes a seed the one that stands for its person.
+
+        Raises:
+            FacebankError: There is no such seed, or several begin like that.
+        """
+        with self.transaction() as connection:
+            rows = connection.execute(
+                "SELECT seed_id::text, show, person_id FROM seeds WHERE seed_id::text LIKE %s",
+                (seed_id.replace("%", "").replace("_", "") + "%",),
+            ).fetchall()
+            if len(rows) != 1:
+                found = "no seed begins" if not rows else f"{len(rows)} seeds begin"
+                raise FacebankError(f"{found} with {seed_id!r}; cleanup facebank show lists them")
+            full_id, show, person_id = rows[0]
+            connection.execute(
+                "UPDATE seeds SET is_featured = false WHERE show = %s AND person_id = %s AND is_featured",
+                (show, person_id),
+            )
+            connection.execute("UPDATE seeds SET is_featured = true, updated_at = now() WHERE seed_id = %s", (full_id,))
+        return next(s for s in self.list_seeds(show, person_id) if s.seed_id == full_id)
+
+    def replace_embeddings(
+        self, model: str, model_sha256: str, embeddings: Mapping[str, NDArray[np.float32]], shows: Sequence[str]
+    ) -> None:
+        """Gives all seeds of some shows embeddings of another model, in one transaction.
+
+        Args:
+            model: The model.
+            model_sha256: Its digest.
+            embeddings: Seed id -> unit vector of shape (d,).
+            shows: The shows.
+
+        Raises:
+            FacebankError: A seed of them has none; it was enrolled meanwhile.
+        """
+        with self.transaction() as connection:
+            connection.execute("SELECT 1 FROM shows WHERE show = ANY(%s) FOR UPDATE", (list(shows),))
+            rows = connection.execute("SELECT seed_id::text FROM seeds WHERE show = ANY(%s)", (list(shows),)).fetchall()
+            missing = [row[0] for row in rows if row[0] not in embeddings]
+            if missing:
+                raise FacebankError(f"{len(missing)} seeds were enrolled meanwhile; run cleanup facebank reembed again")
+            for seed_id, embedding in sorted(embeddings.items()):
+                connection.execute(
+                    "UPDATE seeds SET model = %s, model_sha256 = %s, dimension = %s, embedding = %s, "
+                    "updated_at = now() WHERE seed_id = %s",
+                    (model, model_sha256, len(embedding), embedding, seed_id),
+                )
+
+    def set_images(self, seeds: Mapping[str, Seed]) -> None:
+        """Notes pictures, landmarks and quality of seeds that were enrolled without; seed id -> what it has now."""
+        with self.transaction() as connection:
+            for seed_id, seed in sorted(seeds.items()):
+                connection.execute(
+                    "UPDATE seeds SET quality = %s, landmarks = %s, embed_path = %s, display_path = %s, "
+                    "original_path = %s, updated_at = now() WHERE seed_id = %s",
+                    (
+                        seed.quality,
+                        None if seed.landmarks is None else list(seed.landmarks),
+                        seed.embed_path,
+                        seed.display_path,
+                        seed.original_path,
+                        seed_id,
+                    ),
+                )
+
     def remove(self, show: str, person_id: str) -> int:
-        """Removes a person with all seeds.
+        """Removes a person with all seeds; their identities are nobody's until they are grouped again.
 
         Returns:
             How many seeds went.
@@ -113,6 +266,10 @@ class PostgresFacebank(PostgresServer):
             n_seeds = connection.execute(
                 "DELETE FROM seeds WHERE show = %s AND person_id = %s", (show, person_id)
             ).rowcount
+            connection.execute(
+                "UPDATE episode_clusters SET person_id = NULL, source = 'none' WHERE show = %s AND person_id = %s",
+                (show, person_id),
+            )
             gone = connection.execute("DELETE FROM people WHERE show = %s AND person_id = %s", (show, person_id))
             if gone.rowcount == 0:
                 raise FacebankError(f"show {show!r} has no person {person_id!r}; cleanup facebank list shows them")
@@ -150,7 +307,8 @@ class PostgresFacebank(PostgresServer):
                 known = ", ".join(f"{name} ({size} dimensions)" for name, size in stored)
                 raise FacebankError(
                     f"the seeds of show {show!r} were made with {known}, the episode with {model} ({dimension} "
-                    "dimensions); enrol the seed photos again with the episode's model (cleanup facebank enroll)"
+                    "dimensions); change them to the episode's model: "
+                    f"cleanup facebank reembed --show {show} --models FOLDER"
                 )
             rows = connection.execute(
                 "SELECT c.place - 1, s.person_id, p.name, "

@@ -219,6 +219,15 @@ class PostgresPeople(PostgresServer):
             for row in rows
         ]
 
+    def find_id(self, show: str, reference: str) -> str:
+        """The id of the person with an id, name or alias.
+
+        Raises:
+            FacebankError: There is none, or several.
+        """
+        with self.transaction() as connection:
+            return str(_find(connection, show, reference)["person_id"])
+
     def list_identities(self, show: str, reference: str) -> list[Row]:
         """The identities of a person in all episodes."""
         with self.transaction() as connection:

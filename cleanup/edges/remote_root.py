@@ -96,6 +96,15 @@ class RemoteRoot:
         with storage_errors(url):
             return bool(filesystem.exists(name))
 
+    def fetch(self, local: Path) -> None:
+        """Brings one file into the mirror, if it is stored."""
+        url = self._url_of(local)
+        filesystem, name = open_filesystem(url)
+        with storage_errors(url):
+            if filesystem.exists(name):
+                local.parent.mkdir(parents=True, exist_ok=True)
+                filesystem.get_file(name, str(local))
+
     def put(self, local: Path) -> None:
         """Stores one file of the mirror as it is."""
         url = self._url_of(local)

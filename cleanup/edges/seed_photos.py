@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleanup.algorithms.face_alignment import CROP_SIZE, estimate_pose, estimate_similarity
+from cleanup.algorithms.face_quality import score_face
 from cleanup.edges.onnx_models import DetectedFace, FaceModels
 from cleanup.edges.postgres_facebank import Seed
 from cleanup.errors import FacebankError, ModelError
@@ -20,18 +21,31 @@ from cleanup.errors import FacebankError, ModelError
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 _PERSON_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _UNKNOWN_ID = re.compile(r"unknown-\d+")
+# Longer side of the picture that is kept for people, pixels.
+_DISPLAY_SIZE = 512
 # A face cropped tight is missed by SCRFD; with a black border of half the picture's size it is found.
 _MARGINS = (0.0, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
 class PhotoOutcome:
-    """What became of one photo: a seed, or the reason why not."""
+    """What became of one photo: a seed, or the reason why not; ``note`` is what a person may want to know."""
 
     path: Path
     person_id: str
     seed: Seed | None
     problem: str = ""
+    images: SeedImages | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class SeedImages:
+    """What is kept of a photo: the aligned crop (112, 112, 3) and a picture for people, RGB; and the file itself."""
+
+    crop: NDArray[np.uint8]
+    display: NDArray[np.uint8]
+    original: bytes
 
 
 @dataclass(frozen=True)
@@ -41,12 +55,14 @@ class SeedRules:
     Attributes:
         min_confidence: Detector confidence a face must reach.
         max_yaw_deg: A head turned further is refused; None checks no pose.
+        min_sharpness: A crop with a lower Laplacian variance is refused as blurred.
         use_largest: Of several faces take the largest instead of refusing the photo.
         is_aligned: The photos are aligned 112x112 crops already; nothing is detected.
     """
 
     min_confidence: float
     max_yaw_deg: float | None
+    min_sharpness: float = 0.0
     use_largest: bool = False
     is_aligned: bool = False
 
@@ -101,9 +117,18 @@ def embed_photos(photos: list[tuple[str, Path]], models: FaceModels, rules: Seed
             yield PhotoOutcome(path, person_id, None, "not a readable picture")
             continue
         rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        crop, confidence, problem = _aligned_crop(rgb, models, rules)
+        crop, face, problem = _aligned_crop(rgb, models, rules)
         if crop is None:
             yield PhotoOutcome(path, person_id, None, problem)
+            continue
+        sharpness = float(cv2.Laplacian(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
+        if sharpness < rules.min_sharpness:
+            yield PhotoOutcome(
+                path,
+                person_id,
+                None,
+                f"blurred: sharpness {sharpness:.0f}, at least {rules.min_sharpness:.0f} is needed",
+            )
             continue
         vector = models.recogniser.embed(crop[None])[0]
         norm = float(np.linalg.norm(vector))
@@ -111,29 +136,54 @@ def embed_photos(photos: list[tuple[str, Path]], models: FaceModels, rules: Seed
             yield PhotoOutcome(path, person_id, None, "the model gives no embedding for it")
             continue
         digest = hashlib.sha256(content).hexdigest()
-        seed = Seed(person_id, name_from_id(person_id), path.name, digest, vector / np.float32(norm), confidence)
-        yield PhotoOutcome(path, person_id, seed)
+        seed = Seed(
+            person_id,
+            name_from_id(person_id),
+            path.name,
+            digest,
+            vector / np.float32(norm),
+            1.0 if face is None else face.confidence,
+            quality=_score(face, sharpness),
+            landmarks=None if face is None else tuple(float(v) for v in face.landmarks.ravel()),
+        )
+        yield PhotoOutcome(path, person_id, seed, images=SeedImages(crop, _shrink(rgb), content))
+
+
+def _score(face: DetectedFace | None, sharpness: float) -> float:
+    """The documented quality score; of an aligned crop only what can be seen in it."""
+    yaw, pitch = (np.zeros(1), np.zeros(1)) if face is None else estimate_pose(face.landmarks[None])[:2]
+    confidence = np.nan if face is None else face.confidence
+    size = CROP_SIZE if face is None else float((face.bbox[2:] - face.bbox[:2]).min())
+    return float(score_face(np.array([confidence]), np.array([size]), np.array([sharpness]), yaw, pitch)[0])
+
+
+def _shrink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    factor = _DISPLAY_SIZE / max(image.shape[:2])
+    if factor >= 1:
+        return image
+    size = (max(round(image.shape[1] * factor), 1), max(round(image.shape[0] * factor), 1))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _aligned_crop(
     image: NDArray[np.uint8], models: FaceModels, rules: SeedRules
-) -> tuple[NDArray[np.uint8] | None, float, str]:
+) -> tuple[NDArray[np.uint8] | None, DetectedFace | None, str]:
     if rules.is_aligned:
         if image.shape[:2] != (CROP_SIZE, CROP_SIZE):
-            return None, 0.0, f"{image.shape[1]}x{image.shape[0]} instead of an aligned {CROP_SIZE}x{CROP_SIZE} crop"
-        return image, 1.0, ""
+            return None, None, f"{image.shape[1]}x{image.shape[0]} instead of an aligned {CROP_SIZE}x{CROP_SIZE} crop"
+        return image, None, ""
     faces = _find_faces(image, models, rules.min_confidence)
     if not faces:
-        return None, 0.0, "no face found"
+        return None, None, "no face found"
     if len(faces) > 1 and not rules.use_largest:
-        return None, 0.0, f"{len(faces)} faces found; crop the photo to one, or use --largest"
+        return None, None, f"{len(faces)} faces found; crop the photo to one, or use --largest"
     face = max(faces, key=lambda f: float((f.bbox[2:] - f.bbox[:2]).prod()))
     landmarks = face.landmarks[None]
     yaw = float(estimate_pose(landmarks)[0][0])
     if rules.max_yaw_deg is not None and abs(yaw) > rules.max_yaw_deg:
-        return None, 0.0, f"the head is turned by {abs(yaw):.0f} degrees, more than {rules.max_yaw_deg:.0f}"
+        return None, None, f"the head is turned by {abs(yaw):.0f} degrees, more than {rules.max_yaw_deg:.0f}"
     crop = cv2.warpAffine(image, estimate_similarity(landmarks)[0], (CROP_SIZE, CROP_SIZE), borderValue=0.0)
-    return crop, face.confidence, ""
+    return crop, face, ""
 
 
 def _find_faces(image: NDArray[np.uint8], models: FaceModels, min_confidence: float) -> list[DetectedFace]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from cleanup.entrypoints.facebank_cli import facebank_app
 from cleanup.entrypoints.options import (
     ACTIONS,
     CONFIG_DIR,
@@ -31,7 +32,7 @@ from cleanup.entrypoints.shell import one_line_errors, open_root, print_json, re
 from cleanup.errors import CleanupError
 
 if TYPE_CHECKING:
-    from cleanup.edges.seed_photos import PhotoOutcome
+    pass
 
 
 class _ActionsGroup(TyperGroup):
@@ -50,7 +51,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # plain help starts twice as fast and pipes well
 )
-facebank_app = typer.Typer(help="The known people: photos in, names out.", no_args_is_help=True)
 app.add_typer(facebank_app, name="facebank")
 app.add_typer(people_app, name="people")
 
@@ -257,106 +257,6 @@ def validate_command(ep_id: EP_ID, out_root: OUT_ROOT = None) -> None:
             f"{ep_id}: valid, {episode.dialect} dialect, {len(episode.tracks)} tracks, {len(episode.faces)} faces, "
             f"{len(episode.identities)} identities"
         )
-
-
-@facebank_app.command("enroll")
-@with_setting_options(["models", "device", "facebank_dsn", "det_thresh"])
-def enroll_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="One folder per person: DIR/person-id/*.jpg|png.")],
-    show: Annotated[str, typer.Option("--show", help="Show the people belong to, as in its episode ids.")],
-    out_root: OUT_ROOT = None,
-    config_dir: CONFIG_DIR = None,
-    largest: Annotated[bool, typer.Option("--largest", help="Of several faces in a photo take the largest.")] = False,
-    aligned: Annotated[
-        bool, typer.Option("--aligned", help="The photos are aligned 112x112 crops; nothing is detected.")
-    ] = False,
-    json_output: JSON_OUTPUT = False,
-    **settings: Any,
-) -> None:
-    """Adds photos of known people; each with one clear face becomes a seed."""
-    with one_line_errors():
-        from cleanup.edges.onnx_models import ModelSpec, load_models
-        from cleanup.edges.seed_photos import SeedRules, embed_photos, find_photos
-        from cleanup.entrypoints.episode_job import facebank_of, find_models
-        from cleanup.episode import check_show
-
-        resolved = resolve(settings, None, config_dir)
-        check_show(show)
-        photos = find_photos(folder)
-        observe, seeds = resolved.settings.observe, resolved.settings.seeds
-        models = load_models(ModelSpec(str(find_models(resolved)), observe.device, observe.embed_device))
-        max_yaw = seeds.max_seed_yaw if seeds.check_pose_quality else None
-        rules = SeedRules(observe.det_thresh, max_yaw, use_largest=largest, is_aligned=aligned)
-        outcomes = list(embed_photos(photos, models, rules))
-        with facebank_of(resolved, open_root(out_root, resolved)) as facebank:
-            recogniser = models.recogniser
-            found = [o.seed for o in outcomes if o.seed is not None]
-            n_new = facebank.enroll(show, recogniser.name, recogniser.sha256, found)
-        _print_enrolled(show, outcomes, n_new, is_json=json_output)
-        if not found:
-            raise typer.Exit(CleanupError.exit_code)
-
-
-def _print_enrolled(show: str, outcomes: list[PhotoOutcome], n_new: int, *, is_json: bool) -> None:
-    if is_json:
-        files = [{"file": str(o.path), "person_id": o.person_id, "problem": o.problem or None} for o in outcomes]
-        print_json({"show": show, "enrolled": n_new, "files": files})
-        return
-    for outcome in outcomes:
-        typer.echo(f"{outcome.path}: {outcome.problem or f'{outcome.person_id}, one face'}")
-    n_seeds = sum(o.seed is not None for o in outcomes)
-    n_people = len({o.person_id for o in outcomes if o.seed is not None})
-    typer.echo(
-        f"{show}: {n_new} new seeds of {n_people} people, {n_seeds - n_new} were there already, "
-        f"{len(outcomes) - n_seeds} photos refused"
-    )
-
-
-@facebank_app.command("list")
-@with_setting_options(["facebank_dsn"])
-def list_people_command(
-    show: Annotated[str | None, typer.Option("--show", help="Only this show.")] = None,
-    out_root: OUT_ROOT = None,
-    config_dir: CONFIG_DIR = None,
-    json_output: JSON_OUTPUT = False,
-    **settings: Any,
-) -> None:
-    """Lists the known people with their seeds."""
-    with one_line_errors():
-        import dataclasses
-
-        from cleanup.entrypoints.episode_job import facebank_of
-
-        resolved = resolve(settings, None, config_dir)
-        with facebank_of(resolved, open_root(out_root, resolved)) as facebank:
-            people = facebank.list_people(show)
-        if json_output:
-            print_json([dataclasses.asdict(p) for p in people])
-            return
-        for person in people:
-            models = ", ".join(person.models) or "none"
-            typer.echo(f"{person.show}\t{person.person_id}\t{person.name}\t{person.n_seeds} seeds\t{models}")
-        if not people:
-            typer.echo("nobody is enrolled; add people with: cleanup facebank enroll --show SHOW DIR", err=True)
-
-
-@facebank_app.command("remove")
-@with_setting_options(["facebank_dsn"])
-def remove_person_command(
-    show: Annotated[str, typer.Option("--show", help="Show of the person.")],
-    person: Annotated[str, typer.Option("--person", help="Person id.")],
-    out_root: OUT_ROOT = None,
-    config_dir: CONFIG_DIR = None,
-    **settings: Any,
-) -> None:
-    """Removes a person with all seeds."""
-    with one_line_errors():
-        from cleanup.entrypoints.episode_job import facebank_of
-
-        resolved = resolve(settings, None, config_dir)
-        with facebank_of(resolved, open_root(out_root, resolved)) as facebank:
-            n_seeds = facebank.remove(show, person)
-        typer.echo(f"{show}: {person} removed with {n_seeds} seeds")
 
 
 @app.command("doctor")

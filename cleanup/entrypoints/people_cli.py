@@ -27,7 +27,7 @@ Key = tuple[str, str]
 
 
 @contextlib.contextmanager
-def _opened(settings: dict[str, Any], config_dir: str | None, out_root: str | None) -> Iterator[_Bank]:
+def open_bank(settings: dict[str, Any], config_dir: str | None, out_root: str | None) -> Iterator[Bank]:
     """Root and Facebank of a command."""
     from cleanup.entrypoints.episode_job import facebank_of
 
@@ -39,10 +39,10 @@ def _opened(settings: dict[str, Any], config_dir: str | None, out_root: str | No
             "or name a server with --facebank-dsn"
         )
     with facebank_of(resolved, root) as facebank:
-        yield _Bank(root, facebank)
+        yield Bank(root, facebank)
 
 
-class _Bank:
+class Bank:
     """A data root and its Facebank."""
 
     def __init__(self, root: DataRoot, facebank: PostgresFacebank) -> None:
@@ -77,7 +77,7 @@ def list_command(
     **settings: Any,
 ) -> None:
     """Lists people, the unknown ones last, with the episodes they are seen in."""
-    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+    with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
         import dataclasses
 
         people = bank.people.list_people(show)
@@ -106,7 +106,7 @@ def show_command(
     **settings: Any,
 ) -> None:
     """Lists the identities of a person in all episodes, and where each name came from."""
-    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+    with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
         rows = bank.people.list_identities(show, person)
         if json_output:
             print_json(rows)
@@ -136,7 +136,7 @@ def name_command(
 
     cleanup people name unknown-0001 "Lisa" --show rhobh --person-id lisa
     """
-    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+    with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
         from cleanup.edges.seed_photos import check_person_id
 
         if not name.strip():
@@ -171,7 +171,7 @@ def merge_command(
     **settings: Any,
 ) -> None:
     """Makes two people one: PERSON becomes INTO in every episode. Can be undone."""
-    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+    with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
         bank.change(show, lambda: bank.people.merge(show, person, into, _actor()))
         typer.echo(f"{show}: {person} is {into} now; cleanup people log --show {show} has the number to undo it by")
 
@@ -187,7 +187,7 @@ def split_command(
     **settings: Any,
 ) -> None:
     """Takes identities out of a person; together they become an unknown person. Can be undone."""
-    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+    with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
         keys = [_parse_key(text) for text in identities]
         new_ids: list[str] = []
 
@@ -218,7 +218,7 @@ def alias_command(
     **settings: Any,
 ) -> None:
     """Gives a person another name to be found by."""
-    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+    with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
         bank.people.add_alias(show, person, alias, _actor())
         typer.echo(f"{show}: {person} is also {alias}")
 
@@ -235,7 +235,7 @@ def reject_command(
     **settings: Any,
 ) -> None:
     """Says that an identity is not a person; it is never named or suggested so again. Can be undone."""
-    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+    with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
         show_id = _show_of(ep_id, show, settings, config_dir)
         bank.change(show_id, lambda: bank.people.reject(show_id, (ep_id, identity), person, _actor()))
         typer.echo(f"{ep_id}: {identity} is not {person}")
@@ -301,7 +301,7 @@ def log_command(
     **settings: Any,
 ) -> None:
     """Lists what happened to a show's people: who or what did it, and why; newest first."""
-    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+    with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
         import dataclasses
 
         events = bank.people.list_events(show, limit)
@@ -327,7 +327,7 @@ def undo_command(
     **settings: Any,
 ) -> None:
     """Takes back a name, merge, split, alias or rejection, in every episode."""
-    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+    with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
         bank.change(show, lambda: bank.people.undo(show, event, _actor()))
         typer.echo(f"{show}: event {event} is undone")
 
@@ -336,6 +336,6 @@ def undo_command(
 @with_setting_options(["facebank_dsn"])
 def sync_command(show: SHOW, out_root: OUT_ROOT = None, config_dir: CONFIG_DIR = None, **settings: Any) -> None:
     """Writes the Facebank's names into all episodes of a show; for episodes that were busy when somebody was named."""
-    with one_line_errors(), _opened(settings, config_dir, out_root) as bank:
+    with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
         bank.change(show, lambda: bank.people.list_confirmed(show))
         typer.echo(f"{show}: the labels of {len(bank.people.list_episodes(show))} episodes are up to date")

@@ -1,0 +1,461 @@
+"""``cleanup facebank``: the known people and their seed photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cleanup.entrypoints.options import CONFIG_DIR, JSON_OUTPUT, OUT_ROOT, with_setting_options
+from cleanup.entrypoints.people_cli import PERSON, SHOW, open_bank
+from cleanup.entrypoints.shell import one_line_errors, open_root, print_json, resolve
+from cleanup.errors import CleanupError, FacebankError
+
+if TYPE_CHECKING:
+    from cleanup.edges.onnx_models import FaceModels
+    from cleanup.edges.postgres_facebank import StoredSeed
+    from cleanup.edges.seed_photos import PhotoOutcome, SeedRules
+    from cleanup.resolve_settings import ResolvedSettings
+
+facebank_app = typer.Typer(help="The known people: photos in, names out.", no_args_is_help=True)
+
+ONE_SHOW = Annotated[str | None, typer.Option("--show", help="Only this show. [all]", show_default=False)]
+DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+PHOTOS = Annotated[Path, typer.Argument(metavar="DIR", help="One folder per person: DIR/person-id/*.jpg|png.")]
+LARGEST = Annotated[bool, typer.Option("--largest", help="Of several faces in a photo take the largest.")]
+ALIGNED = Annotated[bool, typer.Option("--aligned", help="The photos are aligned 112x112 crops; nothing is detected.")]
+# Two photos this alike are one picture, saved twice.
+_SAME_PICTURE = 0.98
+
+
+def _load_models(resolved: ResolvedSettings) -> FaceModels:
+    from cleanup.edges.onnx_models import ModelSpec, load_models
+    from cleanup.entrypoints.episode_job import find_models
+
+    observe = resolved.settings.observe
+    return load_models(ModelSpec(str(find_models(resolved)), observe.device, observe.embed_device))
+
+
+def _rules(resolved: ResolvedSettings, *, largest: bool, aligned: bool) -> SeedRules:
+    from cleanup.edges.seed_photos import SeedRules
+
+    seeds = resolved.settings.seeds
+    max_yaw = seeds.max_seed_yaw if seeds.check_pose_quality else None
+    return SeedRules(
+        resolved.settings.observe.det_thresh, max_yaw, seeds.min_seed_blur, use_largest=largest, is_aligned=aligned
+    )
+
+
+@facebank_app.command("enroll")
+@with_setting_options(["models", "device", "facebank_dsn", "det_thresh"])
+def enroll_command(
+    folder: PHOTOS,
+    show: Annotated[str, typer.Option("--show", help="Show the people belong to, as in its episode ids.")],
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    largest: LARGEST = False,
+    aligned: ALIGNED = False,
+    keep_originals: Annotated[
+        bool, typer.Option("--keep-originals", help="Keep the photos themselves beside the pictures made of them.")
+    ] = False,
+    dry_run: DRY_RUN = False,
+    json_output: JSON_OUTPUT = False,
+    **settings: Any,
+) -> None:
+    """Adds photos of known people; each with one clear face becomes a seed."""
+    with one_line_errors():
+        from cleanup.edges.seed_images import save_images
+        from cleanup.edges.seed_photos import embed_photos, find_photos
+        from cleanup.entrypoints.episode_job import facebank_of
+        from cleanup.episode import check_show
+
+        resolved = resolve(settings, None, config_dir)
+        check_show(show)
+        photos = find_photos(folder)
+        models = _load_models(resolved)
+        outcomes = list(embed_photos(photos, models, _rules(resolved, largest=largest, aligned=aligned)))
+        root = open_root(out_root, resolved)
+        n_new = 0
+        with facebank_of(resolved, root) as facebank:
+            stored = facebank.list_seeds(show)
+            outcomes = _check_duplicates(outcomes, stored, models.recogniser.name)
+            found = [(o.seed, o.images) for o in outcomes if o.seed is not None and o.images is not None]
+            if not dry_run:
+                known = {(s.seed.person_id, s.seed.image_sha256) for s in stored}
+                seeds = [
+                    seed
+                    if (seed.person_id, seed.image_sha256) in known
+                    else save_images(root, show, seed, images, keeps_original=keep_originals)
+                    for seed, images in found
+                ]
+                n_new = facebank.enroll(show, models.recogniser.name, models.recogniser.sha256, seeds)
+        _print_enrolled(show, outcomes, n_new, is_json=json_output, is_dry_run=dry_run)
+        if not found:
+            raise typer.Exit(CleanupError.exit_code)
+
+
+def _check_duplicates(outcomes: list[PhotoOutcome], stored: list[StoredSeed], model: str) -> list[PhotoOutcome]:
+    """Refuses a photo that is enrolled for somebody else, and notes one that the person has in another file."""
+    import dataclasses
+
+    checked: list[PhotoOutcome] = []
+    seen = [(s.seed, f"seed {s.seed.image_name}") for s in stored if s.model == model]
+    for outcome in outcomes:
+        seed, twin = outcome.seed, None
+        if seed is not None:
+            for other, what in seen:
+                is_same = seed.image_sha256 == other.image_sha256
+                if is_same and seed.person_id == other.person_id:
+                    twin = None  # the very photo again: enrolling does nothing
+                    break
+                if is_same or float(seed.embedding @ other.embedding) >= _SAME_PICTURE:
+                    twin = other, what
+            if twin is not None and twin[0].person_id != seed.person_id:
+                problem = f"the same picture as {twin[1]} of {twin[0].person_id}; one of the two is somebody else"
+                outcome = dataclasses.replace(outcome, seed=None, problem=problem)
+            elif twin is not None:
+                outcome = dataclasses.replace(outcome, note=f"nearly the same picture as {twin[1]}")
+            if outcome.seed is not None:
+                seen.append((seed, str(outcome.path)))
+        checked.append(outcome)
+    return checked
+
+
+def _print_enrolled(
+    show: str, outcomes: list[PhotoOutcome], n_new: int, *, is_json: bool, is_dry_run: bool = False
+) -> None:
+    if is_json:
+        files = [
+            {
+                "file": str(o.path),
+                "person_id": o.person_id,
+                "problem": o.problem or None,
+                "note": o.note or None,
+                "quality": None if o.seed is None else o.seed.quality,
+            }
+            for o in outcomes
+        ]
+        print_json({"show": show, "enrolled": n_new, "dry_run": is_dry_run, "files": files})
+        return
+    for outcome in outcomes:
+        note = f" ({outcome.note})" if outcome.note else ""
+        typer.echo(f"{outcome.path}: {outcome.problem or f'{outcome.person_id}, one face'}{note}")
+    n_seeds = sum(o.seed is not None for o in outcomes)
+    n_people = len({o.person_id for o in outcomes if o.seed is not None})
+    n_refused = len(outcomes) - n_seeds
+    if is_dry_run:
+        typer.echo(
+            f"{show}: {n_seeds} photos of {n_people} people would be enrolled, {n_refused} refused; nothing was done"
+        )
+        return
+    typer.echo(
+        f"{show}: {n_new} new seeds of {n_people} people, {n_seeds - n_new} were there already, "
+        f"{n_refused} photos refused"
+    )
+
+
+@facebank_app.command("list")
+@with_setting_options(["facebank_dsn"])
+def list_command(
+    show: ONE_SHOW = None,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    json_output: JSON_OUTPUT = False,
+    **settings: Any,
+) -> None:
+    """Lists the known people with their seeds."""
+    with one_line_errors():
+        import dataclasses
+
+        from cleanup.entrypoints.episode_job import facebank_of
+
+        resolved = resolve(settings, None, config_dir)
+        with facebank_of(resolved, open_root(out_root, resolved)) as facebank:
+            people = facebank.list_people(show)
+        if json_output:
+            print_json([dataclasses.asdict(p) for p in people])
+            return
+        for person in people:
+            models = ", ".join(person.models) or "none"
+            typer.echo(f"{person.show}\t{person.person_id}\t{person.name}\t{person.n_seeds} seeds\t{models}")
+        if not people:
+            typer.echo("nobody is enrolled; add people with: cleanup facebank enroll --show SHOW DIR", err=True)
+
+
+def _describe(entry: StoredSeed) -> dict[str, Any]:
+    seed = entry.seed
+    return {
+        "seed_id": entry.seed_id,
+        "show": entry.show,
+        "person_id": seed.person_id,
+        "image_name": seed.image_name,
+        "image_sha256": seed.image_sha256,
+        "model": entry.model,
+        "dimension": len(seed.embedding),
+        "confidence": round(seed.confidence, 4),
+        "quality": None if seed.quality is None else round(seed.quality, 4),
+        "featured": entry.is_featured,
+        "embed_path": seed.embed_path,
+        "display_path": seed.display_path,
+        "original_path": seed.original_path,
+    }
+
+
+@facebank_app.command("show")
+@with_setting_options(["facebank_dsn"])
+def show_command(
+    person: PERSON,
+    show: SHOW,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    json_output: JSON_OUTPUT = False,
+    **settings: Any,
+) -> None:
+    """Lists a person's seeds."""
+    with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
+        seeds = bank.facebank.list_seeds(show, bank.people.find_id(show, person))
+        if json_output:
+            print_json([_describe(entry) for entry in seeds])
+            return
+        for entry in seeds:
+            quality = "-" if entry.seed.quality is None else f"{entry.seed.quality:.2f}"
+            star = " *" if entry.is_featured else ""
+            typer.echo(
+                f"{entry.seed_id}\t{entry.seed.image_name}\tquality {quality}\t{entry.model}\t"
+                f"{entry.seed.display_path or 'no picture'}{star}"
+            )
+        if not seeds:
+            typer.echo(f"{person} has no seeds", err=True)
+
+
+@facebank_app.command("feature")
+@with_setting_options(["facebank_dsn"])
+def feature_command(
+    seed: Annotated[str, typer.Argument(metavar="SEED", help="Seed id, or how it begins.")],
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    **settings: Any,
+) -> None:
+    """Makes a seed the one that stands for its person."""
+    with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
+        entry = bank.facebank.feature(seed)
+        typer.echo(f"{entry.show}: {entry.seed.image_name} stands for {entry.seed.person_id}")
+
+
+@facebank_app.command("remove")
+@with_setting_options(["facebank_dsn"])
+def remove_command(
+    show: Annotated[str, typer.Option("--show", help="Show of the person.")],
+    person: Annotated[str, typer.Option("--person", help="Person id.")],
+    dry_run: DRY_RUN = False,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    **settings: Any,
+) -> None:
+    """Removes a person with all seeds; their name goes from the episodes too."""
+    with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
+        if dry_run:
+            n_seeds = len(bank.facebank.list_seeds(show, bank.people.find_id(show, person)))
+            identities = bank.people.list_identities(show, person)
+            typer.echo(f"{show}: {person} would go with {n_seeds} seeds, {len(identities)} identities lose the name")
+            return
+        removed: list[int] = []
+
+        def decide() -> list[tuple[str, str]]:
+            known = person in {p.person_id for p in bank.people.list_people(show)}
+            keys = [(r["ep_id"], r["identity_id"]) for r in bank.people.list_identities(show, person)] if known else []
+            removed.append(bank.facebank.remove(show, person))
+            return keys
+
+        bank.change(show, decide)
+        typer.echo(f"{show}: {person} removed with {removed[0]} seeds")
+
+
+@facebank_app.command("stats")
+@with_setting_options(["facebank_dsn"])
+def stats_command(
+    show: ONE_SHOW = None,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    json_output: JSON_OUTPUT = False,
+    **settings: Any,
+) -> None:
+    """Counts people and seeds by show, and shows which two people look most alike."""
+    with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
+        from cleanup.algorithms.seed_statistics import describe_seeds
+
+        entries = bank.facebank.list_seeds(show)
+        rows = []
+        for name in sorted({entry.show for entry in entries}):
+            of_show = [entry for entry in entries if entry.show == name]
+            people = [entry.seed.person_id for entry in of_show]
+            rows.append(
+                {
+                    "show": name,
+                    "models": sorted({entry.model for entry in of_show}),
+                    "without_pictures": sum(entry.seed.embed_path is None for entry in of_show),
+                    **describe_seeds(people, [entry.seed.embedding for entry in of_show]),
+                }
+            )
+        if json_output:
+            print_json(rows)
+            return
+        for row in rows:
+            typer.echo(
+                f"{row['show']}\t{row['people']} people, {row['seeds']} seeds ({', '.join(row['models'])}), "
+                f"{row['without_pictures']} without pictures"
+            )
+            if row["most_alike"] is not None:
+                alike = row["most_alike"]
+                typer.echo(f"\tmost alike: {alike['people'][0]} and {alike['people'][1]}, {alike['similarity']:.3f}")
+        if not rows:
+            typer.echo("nobody is enrolled; add people with: cleanup facebank enroll --show SHOW DIR", err=True)
+
+
+@facebank_app.command("export")
+@with_setting_options(["facebank_dsn"])
+def export_command(
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="The archive, FILE.tar.gz.")],
+    show: ONE_SHOW = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    **settings: Any,
+) -> None:
+    """Writes people, seeds and pictures into one archive."""
+    with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
+        from cleanup.edges.seed_archive import export_seeds
+
+        if target.exists() and not force:
+            raise FacebankError(f"{target} is there already; --force replaces it")
+        n_seeds, n_images = export_seeds(bank.root, bank.facebank, show, target)
+        typer.echo(f"{target}: {n_seeds} seeds, {n_images} pictures")
+
+
+@facebank_app.command("import")
+@with_setting_options(["facebank_dsn"])
+def import_command(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="An archive that export wrote.")],
+    dry_run: DRY_RUN = False,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    **settings: Any,
+) -> None:
+    """Adds people, seeds and pictures of an archive; what is there already stays."""
+    with one_line_errors():
+        from cleanup.edges.seed_archive import import_seeds
+        from cleanup.entrypoints.episode_job import facebank_of
+
+        resolved = resolve(settings, None, config_dir)
+        root = open_root(out_root, resolved)
+        with facebank_of(resolved, root) as facebank:
+            n_seeds, n_new = import_seeds(root, facebank, source, is_dry_run=dry_run)
+        if dry_run:
+            typer.echo(f"{source}: valid, {n_seeds} seeds; nothing was done")
+        else:
+            typer.echo(f"{source}: {n_new} new seeds, {n_seeds - n_new} were there already")
+
+
+@facebank_app.command("reembed")
+@with_setting_options(["models", "device", "facebank_dsn"])
+def reembed_command(
+    show: ONE_SHOW = None,
+    dry_run: DRY_RUN = False,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    **settings: Any,
+) -> None:
+    """Embeds all seeds anew with the model of --models, from their kept crops; all or none."""
+    with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
+        import numpy as np
+
+        from cleanup.edges.seed_images import read_crop
+
+        entries = bank.facebank.list_seeds(show)
+        crops = [read_crop(bank.root, entry.seed) for entry in entries]
+        if not crops:
+            raise FacebankError("there are no seeds to embed anew; add people with: cleanup facebank enroll")
+        recogniser = _load_models(resolve(settings, None, config_dir)).recogniser
+        vectors = recogniser.embed(np.stack(crops))
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        bad = [e.seed.image_name for e, norm in zip(entries, norms[:, 0], strict=True) if not norm > 0]
+        if bad:
+            raise FacebankError(f"the model gives no embedding for {', '.join(bad)}; nothing was changed")
+        if dry_run:
+            typer.echo(f"{len(entries)} seeds would be embedded anew with {recogniser.name}; nothing was done")
+            return
+        embeddings = {e.seed_id: v for e, v in zip(entries, (vectors / norms).astype(np.float32), strict=True)}
+        bank.facebank.replace_embeddings(
+            recogniser.name, recogniser.sha256, embeddings, sorted({entry.show for entry in entries})
+        )
+        typer.echo(f"{len(entries)} seeds are embedded with {recogniser.name} ({vectors.shape[1]} dimensions) now")
+
+
+@facebank_app.command("backfill")
+@with_setting_options(["models", "device", "facebank_dsn", "det_thresh"])
+def backfill_command(
+    folder: PHOTOS,
+    show: SHOW,
+    largest: LARGEST = False,
+    aligned: ALIGNED = False,
+    keep_originals: Annotated[bool, typer.Option("--keep-originals", help="Keep the photos themselves too.")] = False,
+    dry_run: DRY_RUN = False,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    **settings: Any,
+) -> None:
+    """Makes the pictures of seeds that have none, from the photos they were enrolled from."""
+    with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
+        from cleanup.edges.seed_images import read_image, save_images
+        from cleanup.edges.seed_photos import embed_photos, find_photos
+
+        resolved = resolve(settings, None, config_dir)
+        entries = [
+            e
+            for e in bank.facebank.list_seeds(show)
+            if e.seed.embed_path is None or read_image(bank.root, e.seed.embed_path) is None
+        ]
+        rules = _rules(resolved, largest=largest, aligned=aligned)
+        found = {}
+        for outcome in embed_photos(find_photos(folder), _load_models(resolved), rules):
+            if outcome.seed is not None and outcome.images is not None:
+                found[outcome.person_id, outcome.seed.image_sha256] = outcome.seed, outcome.images
+        filled = {}
+        for entry in entries:
+            pair = found.get((entry.seed.person_id, entry.seed.image_sha256))
+            if pair is not None:
+                filled[entry.seed_id] = (
+                    pair[0] if dry_run else save_images(bank.root, show, *pair, keeps_original=keep_originals)
+                )
+            else:
+                typer.echo(f"{entry.seed.person_id}: {entry.seed.image_name} is not in {folder}", err=True)
+        if not dry_run:
+            bank.facebank.set_images(filled)
+        word = "would get" if dry_run else "got"
+        typer.echo(f"{show}: {len(filled)} seeds {word} pictures, {len(entries) - len(filled)} still have none")
+
+
+@facebank_app.command("check")
+@with_setting_options(["facebank_dsn"])
+def check_command(
+    show: ONE_SHOW = None,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    json_output: JSON_OUTPUT = False,
+    **settings: Any,
+) -> None:
+    """Checks every seed: norm, model, pictures, the photo's digest; ends with 1 if something is wrong."""
+    with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
+        from cleanup.edges.seed_images import find_problems
+
+        entries = bank.facebank.list_seeds(show)
+        problems = find_problems(bank.root, entries)
+        if json_output:
+            print_json({"seeds": len(entries), "problems": problems})
+        else:
+            for problem in problems:
+                typer.echo(problem)
+            typer.echo(f"{len(entries)} seeds, {len(problems)} problem{'' if len(problems) == 1 else 's'}")
+        if problems:
+            raise typer.Exit(1)
