@@ -137,7 +137,7 @@ class Facebank(Protocol):
         """What is known about a show's people, without its seeds; clusters of another model are left out."""
 
     def match(self, show: str, model: str, centroids: NDArray[np.float32]) -> list[PersonMatch]:
-        """Similarity of each vector to every person of the show, nearest first within a vector.
+        """Similarity of each vector to the people of the show that come nearest, nearest first within a vector.
 
         Raises:
             FacebankError: The show's seeds were made with another model or dimension; the message names both.

@@ -23,7 +23,8 @@ class ShowCluster:
         identity_id: The identity.
         vectors: Unit rows, shape (k, d): its centroid, then sub-centroids where it has several views.
         n_faces: Faces with an embedding.
-        is_solid: Whether it may found an unknown person; a single poor face may not.
+        is_solid: Whether it may be compared with other unknown people; poor faces all look alike.
+        is_seen: Whether it is seen often enough, well or poorly, to be an unknown person at all.
         person_id: Who it is by ``source``; with source person or none, who it was last time.
         source: ``seed``, ``human``: given, be it an unknown person. ``person``, ``none``: to be decided.
         shares_frames_with: Identities of the same episode that are seen together with this one.
@@ -37,6 +38,7 @@ class ShowCluster:
     is_solid: bool
     person_id: str | None
     source: str
+    is_seen: bool = True
     shares_frames_with: frozenset[str] = frozenset()
     rejected: frozenset[str] = frozenset()
 
@@ -85,6 +87,7 @@ class ClusterRecord:
     track_ids: tuple[int, ...]
     n_faces: int
     is_solid: bool
+    is_seen: bool
     shares_frames_with: tuple[str, ...]
     person_id: str | None
     source: str

@@ -477,7 +477,7 @@ class GroupClustersSettings:
     )
     unknown_min_faces: int = _setting(
         3,
-        "faces an identity needs to become an unknown person of the show",
+        "faces an identity needs to become an unknown person of the show, and good ones to be found in other episodes",
         yaml="clustering.yaml:facebank.unknown_min_faces",
         at_least=1,
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sklearn.metrics import adjusted_rand_score
 
 from tests.builders import read_lines, snapshot
 from tests.entrypoints.test_cli import artifacts, cleanup, report_of
@@ -113,3 +117,62 @@ def test_seeds_of_a_model_of_another_dimension_are_refused(shared: Path, shared_
     assert "demo_only_drawn_faces (64 dimensions)" in result.stderr
     assert "mobilefacenet_y1 (128" in result.stderr
     assert snapshot(shared_data / "manifests") == before
+
+
+def labels_of_faces(root: Path, shared: Path, ep_id: str) -> list[tuple[str, str | None]]:
+    """(true person, person_id of the identity) of every face of the truth, matched as the scorer does it."""
+    spec = importlib.util.spec_from_file_location("evaluate", shared / "evaluate.py")
+    assert spec is not None and spec.loader is not None
+    evaluate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(evaluate)
+    truth = json.loads((shared / "truth" / f"{ep_id}.json").read_text())
+    tracks, boxes, owner, label = evaluate.load(root, ep_id, truth["width"], truth["height"])
+    found = []
+    for face in truth["faces"]:
+        best, frame = (0.0, None), face["frame_idx"]
+        for track, (first, last) in tracks.items():
+            if first <= frame <= last and track in boxes:
+                box = min(boxes[track], key=lambda b: abs(b[0] - frame))[1]
+                best = max(best, (evaluate.iou(box, face["bbox_xyxy"]), track), key=lambda b: b[0])
+        if face["person"] and best[1] is not None:
+            found.append((face["person"], label.get(owner.get(best[1]))))
+    return found
+
+
+def test_a_season_with_half_its_cast_enrolled(shared: Path, shared_data: Path, tmp_path: Path) -> None:
+    """The others are the same unknown people in both episodes, and naming one names them everywhere."""
+    half = tmp_path / "half"
+    for person in ("amy", "howard", "leonard", "raj"):
+        shutil.copytree(shared / "facebank" / "bbt" / person, half / person)
+    arguments = ("--out-root", shared_data, "--models", shared / "models")
+    cleanup("facebank", "enroll", "--show", "bbt", *arguments, half)
+    episodes = ("bbt-s01e01", "bbt-s01e02")
+    for ep_id in episodes:
+        run_shared(shared_data, shared, ep_id, "balanced")
+
+    faces = [face for ep_id in episodes for face in labels_of_faces(shared_data, shared, ep_id)]
+    known = {"amy", "howard", "leonard", "raj"}
+    assert all(found in (None, true) for true, found in faces if true in known)
+    assert not [found for true, found in faces if true not in known and found in known]
+    assert adjusted_rand_score([true for true, _ in faces], [str(found) for _, found in faces]) >= 0.97
+
+    unknown = Counter(found for true, found in faces if true == "sheldon").most_common(1)[0][0]
+    assert unknown is not None and unknown.startswith("unknown-")
+    cleanup("people", "name", unknown, "Sheldon", "--show", "bbt", "--out-root", shared_data)
+    for ep_id in episodes:
+        of_sheldon = [found for true, found in labels_of_faces(shared_data, shared, ep_id) if true == "sheldon"]
+        assert of_sheldon.count("sheldon") >= 0.97 * len(of_sheldon)
+        cleanup("validate", "--ep-id", ep_id, "--out-root", shared_data)
+
+
+def test_people_without_seeds_stay_unknown_under_stable_ids(shared: Path, shared_data: Path) -> None:
+    enroll(shared_data, shared, "hamilton")
+    people = []
+    for _ in range(2):
+        run_shared(shared_data, shared, "hamilton-s01e01", "balanced")
+        listed = json.loads(cleanup("people", "list", "--show", "hamilton", "--json", "--out-root", shared_data).stdout)
+        people.append({p["person_id"]: (p["n_identities"], p["n_faces"]) for p in listed})
+
+    assert people[0] == people[1]
+    assert sum(person_id.startswith("unknown-") for person_id in people[0]) >= 2
+    assert people[0]["joe-biden"] == (0, 0)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 ASSIGNED, AMBIGUOUS, SUGGESTED, UNKNOWN = "assigned", "ambiguous", "suggested", "unknown"
 # Below the threshold by no more than this, a match is worth a person's look but not a name.
@@ -18,9 +22,17 @@ _SECOND_SEED_WEIGHT = 0.25
 _MIN_DISSENT = 0.25
 
 
-def combine_seeds(best: float, second: float | None) -> float:
-    """Similarity to a person with several seeds: mostly the nearest one, a quarter the second nearest."""
-    return best if second is None else (1 - _SECOND_SEED_WEIGHT) * best + _SECOND_SEED_WEIGHT * second
+Similarity = TypeVar("Similarity", float, NDArray[np.float32])
+
+
+def combine_seeds(best: Similarity, second: Similarity) -> Similarity:
+    """Similarity to a person with several seeds: mostly the nearest one, a quarter the second nearest.
+
+    Args:
+        best: Cosine to the nearest seed, of one person or of many.
+        second: Cosine to the second nearest; of a person with one seed, that to the nearest.
+    """
+    return best - _SECOND_SEED_WEIGHT * (best - second)
 
 
 def find_dissent(person_id: str, votes: Sequence[str]) -> dict[str, int]:

@@ -62,7 +62,7 @@ def link_people(
     open_clusters = [c for c, fixed in zip(ordered, is_given, strict=True) if not fixed]
     links = _match_known(open_clusters, given, names, min_similarity, min_margin)
     # Whoever comes near a known person and is not named is for a human to decide, not an unknown person.
-    rest = [c for c in open_clusters if c.is_solid and _best(links[c.key].decision) < min_similarity]
+    rest = [c for c in open_clusters if c.is_seen and _best(links[c.key].decision) < min_similarity]
     for cluster, person_id in _group_unknown(rest, unknown_ids, next_number, min_similarity).items():
         links[cluster] = Link(person_id, links[cluster].decision)
     return links
@@ -121,7 +121,31 @@ def _similarities(cluster: ShowCluster, others: Sequence[ShowCluster]) -> list[f
 def _group_unknown(
     clusters: Sequence[ShowCluster], unknown_ids: frozenset[str], next_number: int, min_similarity: float
 ) -> dict[Key, str]:
-    """Clusters that are one person each, and the id each group had or gets."""
+    """The id of each unknown person: clusters of poor faces stay by themselves, the others are grouped."""
+    if not clusters:
+        return {}
+    labels = _group_solid([c for c in clusters if c.is_solid], min_similarity)
+    for cluster in clusters:
+        labels.setdefault(cluster.key, len(labels))
+    claims: dict[tuple[int, str], int] = defaultdict(int)
+    rejected: dict[int, set[str]] = defaultdict(set)
+    for cluster in clusters:
+        rejected[labels[cluster.key]] |= cluster.rejected
+        if cluster.person_id in unknown_ids:
+            claims[labels[cluster.key], cluster.person_id] += cluster.n_faces
+    id_of: dict[int, str] = {}
+    for (label, person_id), _ in sorted(claims.items(), key=lambda c: (-c[1], c[0][1], c[0][0])):
+        if label not in id_of and person_id not in id_of.values() and person_id not in rejected[label]:
+            id_of[label] = person_id
+    for cluster in clusters:
+        if labels[cluster.key] not in id_of:
+            id_of[labels[cluster.key]] = format_unknown_id(next_number)
+            next_number += 1
+    return {cluster.key: id_of[labels[cluster.key]] for cluster in clusters}
+
+
+def _group_solid(clusters: Sequence[ShowCluster], min_similarity: float) -> dict[Key, int]:
+    """Clusters of one person have one label."""
     if not clusters:
         return {}
     place = {cluster.key: i for i, cluster in enumerate(clusters)}
@@ -141,19 +165,4 @@ def _group_unknown(
     ]
     centroids = np.stack([cluster.vectors[0] for cluster in clusters])
     labels = cluster_tracks(centroids, min_similarity, Conflicts.of(pairs)).labels
-    claims: dict[tuple[int, str], int] = defaultdict(int)
-    for label, cluster in zip(labels.tolist(), clusters, strict=True):
-        if cluster.person_id in unknown_ids:
-            claims[label, cluster.person_id] += cluster.n_faces
-    rejected: dict[int, set[str]] = defaultdict(set)
-    for label, cluster in zip(labels.tolist(), clusters, strict=True):
-        rejected[label] |= cluster.rejected
-    id_of: dict[int, str] = {}
-    for (label, person_id), _ in sorted(claims.items(), key=lambda c: (-c[1], c[0][1], c[0][0])):
-        if label not in id_of and person_id not in id_of.values() and person_id not in rejected[label]:
-            id_of[label] = person_id
-    for label in labels.tolist():
-        if label not in id_of:
-            id_of[label] = format_unknown_id(next_number)
-            next_number += 1
-    return {cluster.key: id_of[label] for label, cluster in zip(labels.tolist(), clusters, strict=True)}
+    return {cluster.key: int(label) for cluster, label in zip(clusters, labels, strict=True)}

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import psycopg
 from numpy.typing import NDArray
 
+from cleanup.algorithms.facebank_matching import combine_seeds
 from cleanup.edges.postgres_people import PostgresPeople
 from cleanup.edges.postgres_server import PostgresServer
 from cleanup.errors import FacebankError
 from cleanup.interfaces import PersonMatch
 from cleanup.people import ShowState
+
+# PostgreSQL's binary COPY: signature, flags and extension in front, the end marker behind, and what precedes a vector.
+_COPY_HEADER, _COPY_TRAILER, _ROW_HEADER = 19, 2, 10
+_CENTROIDS_AT_A_TIME = 64
+# People that are returned for a centroid: the decision needs two, and as many more as humans may have ruled out.
+_N_NEAREST = 50
 
 
 @dataclass(frozen=True)
@@ -295,8 +304,12 @@ class PostgresFacebank(PostgresServer):
         return "".join(str(row[0]) for row in (people, rejections) if row)
 
     def match(self, show: str, model: str, centroids: NDArray[np.float32]) -> list[PersonMatch]:
-        """See ``cleanup.interfaces.Facebank``: one exact scan of the show's seeds for all centroids."""
-        with self.transaction() as connection:
+        """See ``cleanup.interfaces.Facebank``.
+
+        Exact: the vectors of the show's seeds are read once, in PostgreSQL's binary form, and compared by one matrix
+        product. It needs 4 d bytes for each seed of the show: 205 MB for 100,000 of 512 dimensions.
+        """
+        with self.transaction(is_snapshot=True) as connection:
             stored = connection.execute(
                 "SELECT DISTINCT model, dimension FROM seeds WHERE show = %s ORDER BY 1, 2", (show,)
             ).fetchall()
@@ -310,15 +323,63 @@ class PostgresFacebank(PostgresServer):
                     "dimensions); change them to the episode's model: "
                     f"cleanup facebank reembed --show {show} --models FOLDER"
                 )
-            rows = connection.execute(
-                "SELECT c.place - 1, s.person_id, p.name, "
-                "(array_agg(1 - (s.embedding <=> c.centroid) ORDER BY s.embedding <=> c.centroid))[1:2], count(*) "
-                "FROM unnest(%s::vector[]) WITH ORDINALITY AS c (centroid, place), seeds s "
-                "JOIN people p USING (show, person_id) WHERE s.show = %s AND s.model = %s AND s.dimension = %s "
-                "GROUP BY 1, 2, 3 ORDER BY 1, 4 DESC, 2",
-                (list(centroids), show, model, dimension),
+            people = connection.execute(
+                "SELECT s.person_id, p.name, count(*) FROM seeds s JOIN people p USING (show, person_id) "
+                "WHERE s.show = %s AND s.model = %s AND s.dimension = %s GROUP BY 1, 2 ORDER BY 1",
+                (show, model, dimension),
             ).fetchall()
+            vectors = _read_vectors(connection, show, model, dimension)
+        counts = np.array([row[2] for row in people])
         return [
-            PersonMatch(int(place), person_id, name, float(near[0]), float(near[1]) if near[1:] else None, int(n_seeds))
-            for place, person_id, name, near, n_seeds in rows
+            PersonMatch(place, people[i][0], people[i][1], float(best[i]), _or_none(second[i]), people[i][2])
+            for place, best, second in _find_nearest(centroids, vectors, counts)
+            for i in _rank(best, second)
         ]
+
+
+def _find_nearest(
+    centroids: NDArray[np.float32], vectors: NDArray[np.float32], counts: NDArray[np.int64]
+) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
+    """For each centroid its cosine to every person's nearest and second nearest seed; -inf where there is no second.
+
+    Args:
+        centroids: Unit rows, shape (n, d).
+        vectors: Unit rows of the seeds, those of one person after each other, shape (m, d).
+        counts: Seeds of each person.
+    """
+    starts = np.cumsum(counts) - counts
+    owners = np.repeat(np.arange(len(counts)), counts)
+    for first in range(0, len(centroids), _CENTROIDS_AT_A_TIME):
+        similarities = centroids[first : first + _CENTROIDS_AT_A_TIME] @ vectors.T
+        for place, row in enumerate(similarities, start=first):
+            best = np.maximum.reduceat(row, starts)
+            # The first of a person's seeds that is as near as the nearest is taken out; what is left is the second.
+            places = np.flatnonzero(row == best[owners])
+            row[places[np.unique(owners[places], return_index=True)[1]]] = -np.inf
+            yield place, best, np.maximum.reduceat(row, starts)
+
+
+def _rank(best: NDArray[np.float32], second: NDArray[np.float32]) -> list[int]:
+    """The people that can matter for a centroid, nearest first."""
+    combined = combine_seeds(best, np.where(np.isfinite(second), second, best))
+    nearest = np.argpartition(-combined, _N_NEAREST)[:_N_NEAREST] if len(best) > _N_NEAREST else np.arange(len(best))
+    return [int(i) for i in nearest[np.lexsort((nearest, -best[nearest]))]]
+
+
+def _or_none(similarity: float) -> float | None:
+    return float(similarity) if np.isfinite(similarity) else None
+
+
+def _read_vectors(connection: psycopg.Connection[Any], show: str, model: str, dimension: int) -> NDArray[np.float32]:
+    """The vectors of a show's seeds by person, shape (n, dimension), without a Python object per row."""
+    with connection.cursor().copy(
+        "COPY (SELECT embedding FROM seeds WHERE show = %s AND model = %s AND dimension = %s "
+        "ORDER BY person_id, seed_id) TO STDOUT (FORMAT BINARY)",
+        (show, model, dimension),
+    ) as copy:
+        content = b"".join(copy)
+    # Each row: number of fields (2 bytes), length (4), then pgvector's dimension (2), unused (2) and the numbers.
+    n_bytes = _ROW_HEADER + 4 * dimension
+    n_rows = (len(content) - _COPY_HEADER - _COPY_TRAILER) // n_bytes
+    rows = np.frombuffer(content, np.uint8, n_rows * n_bytes, _COPY_HEADER).reshape(n_rows, n_bytes)
+    return np.ascontiguousarray(rows[:, _ROW_HEADER:]).view(">f4").astype(np.float32)

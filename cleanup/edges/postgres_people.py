@@ -78,7 +78,7 @@ class PostgresPeople(PostgresServer):
             ).fetchall()
             rejections = _read_rejections(connection, show)
             rows = connection.execute(
-                "SELECT ep_id, identity_id, centroid, sub_centroids, n_faces, is_solid, person_id, source, "
+                "SELECT ep_id, identity_id, centroid, sub_centroids, n_faces, is_solid, is_seen, person_id, source, "
                 "shares_frames_with, track_ids FROM episode_clusters WHERE show = %s AND model = %s ORDER BY 1, 2",
                 (show, model),
             ).fetchall()
@@ -89,10 +89,11 @@ class PostgresPeople(PostgresServer):
                 vectors=np.array([v.to_numpy() for v in (row[2], *row[3])], np.float32),
                 n_faces=row[4],
                 is_solid=row[5],
-                person_id=row[6],
-                source=row[7],
-                shares_frames_with=frozenset(row[8]),
-                rejected=find_rejected(row[0], row[9], rejections),
+                is_seen=row[6],
+                person_id=row[7],
+                source=row[8],
+                shares_frames_with=frozenset(row[9]),
+                rejected=find_rejected(row[0], row[10], rejections),
             )
             for row in rows
         )
@@ -139,18 +140,19 @@ class PostgresPeople(PostgresServer):
             for cluster in plan.clusters:
                 connection.execute(
                     "INSERT INTO episode_clusters (show, ep_id, identity_id, model, dimension, centroid, "
-                    "sub_centroids, track_ids, n_faces, is_solid, shares_frames_with, person_id, source) "
-                    "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
+                    "sub_centroids, track_ids, n_faces, is_solid, is_seen, shares_frames_with, person_id, "
+                    "source) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
                     "ON CONFLICT (show, ep_id, identity_id) DO UPDATE SET model = excluded.model, "
                     "dimension = excluded.dimension, centroid = excluded.centroid, "
                     "sub_centroids = excluded.sub_centroids, track_ids = excluded.track_ids, "
-                    "n_faces = excluded.n_faces, is_solid = excluded.is_solid, "
+                    "n_faces = excluded.n_faces, is_solid = excluded.is_solid, is_seen = excluded.is_seen, "
                     "shares_frames_with = excluded.shares_frames_with, person_id = excluded.person_id, "
                     "source = excluded.source, updated_at = now()",
                     (
                         plan.show, plan.ep_id, cluster.identity_id, plan.model, cluster.vectors.shape[1],
                         cluster.vectors[0], list(cluster.vectors[1:]), list(cluster.track_ids), cluster.n_faces,
-                        cluster.is_solid, list(cluster.shares_frames_with), cluster.person_id, cluster.source,
+                        cluster.is_solid, cluster.is_seen, list(cluster.shares_frames_with), cluster.person_id,
+                        cluster.source,
                     ),
                 )  # fmt: skip
                 if before.get(cluster.identity_id) != cluster.person_id:

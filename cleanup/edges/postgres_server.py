@@ -30,8 +30,11 @@ class PostgresServer:
         self.dsn = dsn
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[psycopg.Connection[Any]]:
+    def transaction(self, *, is_snapshot: bool = False) -> Iterator[psycopg.Connection[Any]]:
         """A connection whose statements take effect together at the end, or not at all.
+
+        Args:
+            is_snapshot: Whether all statements see the database as it is at the first one; for reading.
 
         Raises:
             FacebankError: The server does not answer, or refuses.
@@ -39,6 +42,9 @@ class PostgresServer:
         with self._errors_told(), psycopg.connect(self.dsn, connect_timeout=_CONNECT_TIMEOUT_S) as connection:
             _migrate(connection)
             register_vector(connection)
+            if is_snapshot:
+                connection.commit()
+                connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             yield connection
 
     @contextlib.contextmanager

@@ -108,7 +108,10 @@ def group_clusters(
         for identity_id, decision in decisions.items()
         if decision.best is not None and decision.best.similarity >= settings.facebank_similarity
     }
-    linker = EpisodeLinker(show, episode.ep_id, model, state, settings, pooled, n_faces, shared, frozenset(doubtful))
+    n_seen = Counter(episode.faces["track_id"].to_pylist())
+    linker = EpisodeLinker(
+        show, episode.ep_id, model, state, settings, pooled, n_faces, n_seen, shared, frozenset(doubtful)
+    )
     links = linker.link(rows, centroids)
     _name_linked(rows, links, episode.ep_id, state, found)
     rows = _merge_rows(rows, shared, found)
@@ -178,7 +181,8 @@ def _decide(
     for match in matches:
         if match.person_id in rejected[asked[match.index][0]]:
             continue
-        similarity = combine_seeds(match.similarity, match.second_similarity)
+        second = match.second_similarity
+        similarity = combine_seeds(match.similarity, match.similarity if second is None else second)
         people[match.index].append(PersonSimilarity(match.person_id, match.name, similarity))
     decisions: dict[str, MatchDecision] = {}
     votes: dict[str, list[str]] = defaultdict(list)

@@ -43,6 +43,7 @@ class EpisodeLinker:
         settings: Thresholds.
         pooled: Vector of every track that has one.
         n_faces: Faces with an embedding by track.
+        n_seen: Faces by track, with an embedding or without.
         shared: Pairs of tracks that share a frame.
         doubtful: Identities that come near a known person without being named; they found no unknown person.
     """
@@ -54,6 +55,7 @@ class EpisodeLinker:
     settings: GroupClustersSettings
     pooled: Mapping[int, PooledTrack]
     n_faces: Mapping[int, int]
+    n_seen: Mapping[int, int]
     shared: set[tuple[int, int]]
     doubtful: frozenset[str] = frozenset()
 
@@ -112,6 +114,7 @@ class EpisodeLinker:
                     track_ids=tuple(row["track_ids"]),
                     n_faces=cluster.n_faces,
                     is_solid=cluster.is_solid,
+                    is_seen=cluster.is_seen,
                     shares_frames_with=tuple(sorted(cluster.shares_frames_with)),
                     person_id=person_id,
                     source=cluster.source if person_id is not None else NONE,
@@ -173,9 +176,9 @@ class EpisodeLinker:
             identity_id=row["identity_id"],
             vectors=np.stack([centroid.vector, *(views if len(views) > 1 else [])]).astype(np.float32),
             n_faces=n_faces,
-            is_solid=row["outlier_reason"] is None
-            and n_faces >= self.settings.unknown_min_faces
-            and row["identity_id"] not in self.doubtful,
+            is_solid=row["outlier_reason"] is None and n_faces >= self.settings.unknown_min_faces,
+            is_seen=row["identity_id"] not in self.doubtful
+            and sum(self.n_seen[t] for t in row["track_ids"]) >= self.settings.unknown_min_faces,
             person_id=row["person_id"],
             source=source,
             shares_frames_with=frozenset(

@@ -58,7 +58,7 @@ def test_every_missed_target_gets_a_sentence() -> None:
 
 
 def test_one_mislabelled_seed_does_not_speak_alone() -> None:
-    assert combine_seeds(0.6, None) == 0.6
+    assert combine_seeds(0.6, 0.6) == 0.6
     assert combine_seeds(0.6, 0.1) < combine_seeds(0.55, 0.5)
 
 

@@ -93,16 +93,23 @@ def test_what_a_human_took_out_of_an_unknown_person_does_not_come_back() -> None
     assert people_of(links) == {("e1", "id_1"): "unknown-0001", ("e2", "id_2"): "unknown-0003"}
 
 
-def test_a_poor_identity_may_be_somebody_known_but_founds_nobody() -> None:
+def test_a_poor_identity_may_be_somebody_known_but_is_not_taken_for_another_unknown_one() -> None:
     links = link(
         [
             cluster("e1", 1, 0, person_id="lisa", source=SEED),
             cluster("e2", 2, 0, is_solid=False),
             cluster("e2", 3, 1, is_solid=False),
+            cluster("e3", 4, 1),
+            cluster("e3", 5, 2, is_solid=False, is_seen=False),
         ]
     )
 
-    assert people_of(links) == {("e2", "id_2"): "lisa", ("e2", "id_3"): None}
+    assert people_of(links) == {
+        ("e2", "id_2"): "lisa",
+        ("e2", "id_3"): "unknown-0003",
+        ("e3", "id_4"): "unknown-0004",
+        ("e3", "id_5"): None,
+    }
 
 
 def test_a_face_between_two_people_is_nobody() -> None:

@@ -143,3 +143,18 @@ def test_a_killed_command_does_not_keep_the_server_running(tmp_path: Path) -> No
         assert opened.list_people() == []
 
     assert not (folder / "postmaster.pid").exists()
+
+
+def test_the_two_nearest_seeds_of_each_person_are_found(facebank: PostgresFacebank) -> None:
+    """Against a plain comparison of all pairs, with people of one, two and many seeds."""
+    seeds = [make_seed(p, n) for p, count in ((0, 1), (1, 2), (2, 9)) for n in range(count)]
+    facebank.enroll("show", "m", "sha", seeds)
+
+    for match in facebank.match("show", "m", PEOPLE):
+        own = sorted((float(s.embedding @ PEOPLE[match.index]) for s in seeds if s.person_id == match.person_id))
+        assert match.n_seeds == len(own)
+        assert match.similarity == pytest.approx(own[-1], abs=1e-5)
+        if len(own) == 1:
+            assert match.second_similarity is None
+        else:
+            assert match.second_similarity == pytest.approx(own[-2], abs=1e-5)

@@ -37,6 +37,7 @@ CREATE TABLE episode_clusters (
     track_ids           bigint[] NOT NULL,
     n_faces             integer NOT NULL,
     is_solid            boolean NOT NULL,
+    is_seen             boolean NOT NULL,
     shares_frames_with  text[] NOT NULL,
     person_id           text,
     source              text NOT NULL CHECK (source IN ('seed', 'person', 'human', 'none')),
