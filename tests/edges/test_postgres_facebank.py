@@ -151,7 +151,7 @@ def test_the_two_nearest_seeds_of_each_person_are_found(facebank: PostgresFaceba
     facebank.enroll("show", "m", "sha", seeds)
 
     for match in facebank.match("show", "m", PEOPLE):
-        own = sorted((float(s.embedding @ PEOPLE[match.index]) for s in seeds if s.person_id == match.person_id))
+        own = sorted(float(s.embedding @ PEOPLE[match.index]) for s in seeds if s.person_id == match.person_id)
         assert match.n_seeds == len(own)
         assert match.similarity == pytest.approx(own[-1], abs=1e-5)
         if len(own) == 1:

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.speed import clustering, commands, pixels
+from tests.bench.speed import clustering, commands, facebank, pixels
 from tests.bench.speed.measure import Row
 
 CASES: dict[str, Callable[[Path], list[Row]]] = {
@@ -30,6 +30,7 @@ CASES: dict[str, Callable[[Path], list[Row]]] = {
     "start": commands.start,
     "small": commands.small,
     "ray": commands.ray,
+    "facebank": facebank.facebank,
 }
 
 
