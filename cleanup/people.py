@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,3 +123,18 @@ class GroupingPlan:
 def format_unknown_id(number: int) -> str:
     """The person id of an unknown person: ``unknown-0001``."""
     return f"unknown-{number:04d}"
+
+
+def find_rejected(ep_id: str, track_ids: Iterable[int], rejections: Sequence[Rejection]) -> frozenset[str]:
+    """People that a human ruled out for an identity: it holds most of the tracks that were not this person."""
+    tracks = set(track_ids)
+    return frozenset(
+        r.person_id for r in rejections if r.ep_id == ep_id and 2 * len(r.track_ids & tracks) > len(r.track_ids)
+    )
+
+
+def make_person_id(name: str) -> str:
+    """A person id from a name: ``Lin-Manuel Miranda`` -> ``lin-manuel-miranda``."""
+    plain = unicodedata.normalize("NFKD", name.casefold())
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "person"

@@ -17,8 +17,18 @@ from psycopg.types.json import Jsonb
 
 from cleanup.edges.postgres_server import PostgresServer
 from cleanup.errors import FacebankError
-from cleanup.people import HUMAN, NONE, PERSON, GroupingPlan, Rejection, ShowCluster, ShowState, format_unknown_id
-from cleanup.phases.link_episodes import find_rejected, make_person_id
+from cleanup.people import (
+    HUMAN,
+    NONE,
+    PERSON,
+    GroupingPlan,
+    Rejection,
+    ShowCluster,
+    ShowState,
+    find_rejected,
+    format_unknown_id,
+    make_person_id,
+)
 
 Row = dict[str, Any]
 Key = tuple[str, str]

@@ -25,15 +25,16 @@ from cleanup.algorithms.facebank_matching import (
 from cleanup.algorithms.person_linking import Link
 from cleanup.episode import Episode
 from cleanup.interfaces import Facebank, PersonMatch
-from cleanup.people import ShowState
+from cleanup.people import ShowState, find_rejected
 from cleanup.phases.identity_rows import (
     FACEBANK_SOURCE,
     PERSON_SOURCE,
     compute_centroids,
     find_shared_frames,
     is_human_named,
+    read_manual_assignments,
 )
-from cleanup.phases.link_episodes import EpisodeLinker, find_rejected, share_a_frame
+from cleanup.phases.link_episodes import EpisodeLinker, share_a_frame
 from cleanup.phases.track_samples import pool_tracks
 from cleanup.settings import GroupClustersSettings, PoolingSettings
 
@@ -114,7 +115,8 @@ def group_clusters(
     )
     links = linker.link(rows, centroids)
     _name_linked(rows, links, episode.ep_id, state, found)
-    rows = _merge_rows(rows, shared, found)
+    by_hand = frozenset(read_manual_assignments(episode)[0].values())
+    rows = _merge_rows(rows, shared, by_hand, found)
     merged = episode.replace(identities=schemas.build_table(rows, schemas.IDENTITY_SCHEMA))
     centroids = compute_centroids(merged, pooled)
     plan = linker.plan(rows, centroids, links, found.reasons)
@@ -336,15 +338,15 @@ def _describe_ambiguous(row: Row, decision: MatchDecision) -> Row:
     }
 
 
-def _merge_rows(rows: list[Row], shared: set[tuple[int, int]], found: _Grouping) -> list[Row]:
-    """Merges identities of one person, unless one is locked or they share a frame."""
+def _merge_rows(rows: list[Row], shared: set[tuple[int, int]], by_hand: frozenset[str], found: _Grouping) -> list[Row]:
+    """Merges identities of one person, unless one is locked, they share a frame, or humans assigned tracks to both."""
     by_person: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row["person_id"] is not None:
             by_person[row["person_id"]].append(row)
     gone: set[str] = set()
     for person_id in sorted(by_person):
-        members = sorted(by_person[person_id], key=_survivor_rank)
+        members = sorted(by_person[person_id], key=lambda row: _survivor_rank(row, by_hand))
         for i, survivor in enumerate(members):
             if survivor["identity_id"] in gone:
                 continue
@@ -352,7 +354,7 @@ def _merge_rows(rows: list[Row], shared: set[tuple[int, int]], found: _Grouping)
             for other in members[i + 1 :]:
                 if other["identity_id"] in gone:
                     continue
-                reason = _why_apart(survivor, other, shared)
+                reason = _why_apart(survivor, other, shared, by_hand)
                 if reason is not None:
                     found.protected_pairs.append(
                         {"cluster_ids": [survivor["identity_id"], other["identity_id"]], "reason": reason}
@@ -367,9 +369,10 @@ def _merge_rows(rows: list[Row], shared: set[tuple[int, int]], found: _Grouping)
     return [row for row in rows if row["identity_id"] not in gone]
 
 
-def _survivor_rank(row: Row) -> tuple[bool, bool, bool, int, str]:
+def _survivor_rank(row: Row, by_hand: frozenset[str]) -> tuple[bool, bool, bool, bool, int, str]:
     return (
         not row["is_locked"],
+        row["identity_id"] not in by_hand,
         not is_human_named(row),
         row["raw"] is None,
         -len(row["track_ids"]),
@@ -377,7 +380,9 @@ def _survivor_rank(row: Row) -> tuple[bool, bool, bool, int, str]:
     )
 
 
-def _why_apart(a: Row, b: Row, shared: set[tuple[int, int]]) -> str | None:
+def _why_apart(a: Row, b: Row, shared: set[tuple[int, int]], by_hand: frozenset[str]) -> str | None:
+    if a["identity_id"] in by_hand and b["identity_id"] in by_hand:
+        return "assigned by hand"
     if a["is_locked"] or b["is_locked"]:
         return "locked"
     if is_human_named(a) and is_human_named(b) and a["name"] != b["name"]:

@@ -38,6 +38,60 @@ def is_human_named(row: Mapping[str, Any]) -> bool:
     return is_named and row["person_source"] not in (FACEBANK_SOURCE, PERSON_SOURCE)
 
 
+def read_manual_assignments(episode: Episode) -> tuple[dict[int, str], list[str]]:
+    """Tracks that a human put into an identity, from ``manual_assignments`` of identities.json.
+
+    It maps a track, as the dialect writes it, to an identity id or to an object with ``identity_id``.
+
+    Returns:
+        Track -> identity id, and a sentence for everything that is not of this form or names what is not there.
+    """
+    entries = orjson.loads(episode.identity_document).get("manual_assignments") or {}
+    if not isinstance(entries, dict):
+        return {}, [f"manual_assignments is a {type(entries).__name__} and not an object; it is kept, but not obeyed"]
+    tracks = set(episode.tracks["track_id"].to_pylist())
+    identities = set(episode.identities["identity_id"].to_pylist())
+    assigned, odd = {}, []
+    for key, value in entries.items():
+        identity_id = value.get("identity_id") if isinstance(value, dict) else value
+        match = re.fullmatch(r"(?:track-)?(\d+)", key)
+        if match is None or int(match[1]) not in tracks or identity_id not in identities:
+            odd.append(f"manual_assignments: {key!r} to {identity_id!r} names what is not there; kept, but not obeyed")
+        else:
+            assigned[int(match[1])] = str(identity_id)
+    return assigned, odd
+
+
+def apply_manual_assignments(
+    rows: list[dict[str, Any]], earlier: Sequence[Mapping[str, Any]], assigned: Mapping[int, str]
+) -> list[dict[str, Any]]:
+    """Rows in which every track that a human assigned is in its identity; locked identities stay as they are.
+
+    Args:
+        rows: The identities as clustering left them.
+        earlier: The identities before; one that clustering dissolved comes back for its tracks.
+        assigned: Track -> identity id.
+    """
+    locked = {t for row in rows if row["is_locked"] for t in row["track_ids"]}
+    locked_ids = {row["identity_id"] for row in rows if row["is_locked"]}
+    wanted = {t: i for t, i in assigned.items() if t not in locked and i not in locked_ids}
+    before = {row["identity_id"]: row for row in earlier}
+    result = [
+        row if row["is_locked"] else {**row, "track_ids": [t for t in row["track_ids"] if t not in wanted]}
+        for row in rows
+    ]
+    place = {row["identity_id"]: row for row in result}
+    for track_id, identity_id in sorted(wanted.items()):
+        if identity_id not in place:
+            place[identity_id] = {**before[identity_id], "track_ids": [], "outlier_reason": None}
+            result.append(place[identity_id])
+        row = place[identity_id]
+        row["track_ids"] = sorted([*row["track_ids"], track_id])
+        if len(row["track_ids"]) > 1:
+            row["outlier_reason"] = None
+    return [row for row in result if row["track_ids"]]
+
+
 def find_shared_frames(episode: Episode) -> set[tuple[int, int]]:
     """Pairs of tracks (lower id first) that have two different faces in some frame."""
     table = episode.boxes

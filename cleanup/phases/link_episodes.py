@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,21 +13,24 @@ import numpy as np
 from cleanup.algorithms.embedding_pooling import Centroid, PooledTrack, find_views
 from cleanup.algorithms.facebank_matching import UNKNOWN, MatchDecision
 from cleanup.algorithms.person_linking import Link, link_people
-from cleanup.people import HUMAN, NONE, PERSON, SEED, ClusterRecord, GroupingPlan, Rejection, ShowCluster, ShowState
+from cleanup.people import (
+    HUMAN,
+    NONE,
+    PERSON,
+    SEED,
+    ClusterRecord,
+    GroupingPlan,
+    ShowCluster,
+    ShowState,
+    find_rejected,
+    make_person_id,
+)
 from cleanup.phases.identity_rows import FACEBANK_SOURCE, PERSON_SOURCE, is_human_named
 from cleanup.settings import GroupClustersSettings
 
 Row = dict[str, Any]
 # Tracks this alike show a person from one side.
 _SAME_VIEW = 0.70
-
-
-def find_rejected(ep_id: str, track_ids: Iterable[int], rejections: Sequence[Rejection]) -> frozenset[str]:
-    """People that a human ruled out for an identity: it holds most of the tracks that were not this person."""
-    tracks = set(track_ids)
-    return frozenset(
-        r.person_id for r in rejections if r.ep_id == ep_id and 2 * len(r.track_ids & tracks) > len(r.track_ids)
-    )
 
 
 @dataclass
@@ -190,10 +192,3 @@ class EpisodeLinker:
 def share_a_frame(a: Row, b: Row, shared: set[tuple[int, int]]) -> bool:
     """Whether two identities are seen together in some frame."""
     return any((min(s, t), max(s, t)) in shared for s in a["track_ids"] for t in b["track_ids"])
-
-
-def make_person_id(name: str) -> str:
-    """A person id from a name: ``Lin-Manuel Miranda`` -> ``lin-manuel-miranda``."""
-    plain = unicodedata.normalize("NFKD", name.casefold())
-    plain = "".join(c for c in plain if not unicodedata.combining(c))
-    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "person"

@@ -16,7 +16,14 @@ from cleanup.algorithms.track_clustering import attach_singletons, eject_outlier
 from cleanup.episode import Episode
 from cleanup.interfaces import RunMany, run_in_turn
 from cleanup.phases.evidence import gather_cluster_evidence
-from cleanup.phases.identity_rows import Cluster, carry_over, find_named_apart, find_shared_frames
+from cleanup.phases.identity_rows import (
+    Cluster,
+    apply_manual_assignments,
+    carry_over,
+    find_named_apart,
+    find_shared_frames,
+    read_manual_assignments,
+)
 from cleanup.phases.track_samples import group_rows, pool_tracks
 from cleanup.progress import ReportItems, ignore_items
 from cleanup.settings import PoolingSettings, ReclusterSettings
@@ -61,7 +68,8 @@ def recluster(
     report(3, 4, "clustered")
     clusters += [Cluster((t,), "no_embedding") for t in free if t not in pooled]
     clusters.sort(key=lambda c: c.track_ids)
-    rows = carry_over(episode, clusters)
+    assigned, odd = read_manual_assignments(episode)
+    rows = apply_manual_assignments(carry_over(episode, clusters), episode.identities.to_pylist(), assigned)
     n_before = len(episode.identities)
     episode = episode.replace(identities=schemas.build_table(rows, schemas.IDENTITY_SCHEMA))
     after = _fractions([len(r["track_ids"]) for r in rows], len(episode.tracks))
@@ -78,6 +86,8 @@ def recluster(
         "thresholds": run.describe_thresholds(),
         "merges": run.describe_merges(),
         "ejections": run.describe_ejections(),
+        "manual_assignments": len(assigned),
+        "warnings": odd,
     }
 
 

@@ -244,3 +244,56 @@ def test_clear_words_for_what_is_not_there(root: Path, tmp_path: Path) -> None:
     ).stderr  # fmt: skip
     missing = cleanup("people", "list", "--out-root", tmp_path / "none", code=2)
     assert "no Facebank" in missing.stderr
+
+
+def recluster(root: Path, *actions: str) -> dict[str, Any]:
+    return report_of(cleanup("run", "--ep-id", FIRST, "--out-root", root, "--actions", *actions, "--write-back",
+                             "--json"))  # fmt: skip
+
+
+def edit_identities(root: Path, **values: Any) -> None:
+    path = root / "manifests" / FIRST / "identities.json"
+    document = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps(document))
+
+
+def tracks_of(root: Path) -> dict[str, list[int]]:
+    document = json.loads((root / "manifests" / FIRST / "identities.json").read_text())
+    return {i["identity_id"]: i["track_ids"] for i in document["identities"]}
+
+
+def test_what_a_human_assigned_is_obeyed_and_kept(root: Path) -> None:
+    """Track 2 is b, track 1 is a: clustering would never join them, a human did."""
+    by_hand = {"2": "id_0001", "4": {"identity_id": "id_0003", "by": "me"}, "99": "id_0001", "x": 3}
+    edit_identities(root, manual_assignments=by_hand)
+
+    for _ in range(2):
+        report = recluster(root, "recluster", "group_clusters")
+        assert tracks_of(root) == {"id_0001": [1, 2], "id_0003": [3, 4]}
+        assert report["recluster"]["manual_assignments"] == 2
+        assert sum("names what is not there" in w for w in report["warnings"]) == 2
+    document = json.loads((root / "manifests" / FIRST / "identities.json").read_text())
+    assert document["manual_assignments"] == by_hand
+    assert report["files"]["changed"] == []
+
+
+def test_a_lock_outweighs_an_assignment(root: Path) -> None:
+    people(root, "lock", FIRST, "id_0002")
+    edit_identities(root, manual_assignments={"2": "id_0001", "3": "id_0002"})
+
+    recluster(root, "recluster")
+
+    assert tracks_of(root)["id_0002"] == [2] and 3 not in tracks_of(root)["id_0001"]
+    edit_identities(root, manual_assignments=["nonsense"])
+    assert any("not obeyed" in w for w in recluster(root, "recluster")["warnings"])
+
+
+def test_identities_with_assignments_of_their_own_are_not_merged(root: Path) -> None:
+    enroll(root, "anna", 1)  # by a second photo, Anna is the second person as well
+    edit_identities(root, manual_assignments={"1": "id_0001", "2": "id_0002"})
+
+    report = recluster(root, "group_clusters")
+
+    assert labels(root, FIRST)["id_0001"][0] == labels(root, FIRST)["id_0002"][0] == "anna"
+    protected = report["grouping"]["within_episode"]["protected_pairs"]
+    assert {"cluster_ids": ["id_0001", "id_0002"], "reason": "assigned by hand"} in protected
