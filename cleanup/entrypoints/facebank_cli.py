@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +11,10 @@ import typer
 from cleanup.entrypoints.options import CONFIG_DIR, JSON_OUTPUT, OUT_ROOT, with_setting_options
 from cleanup.entrypoints.people_cli import PERSON, SHOW, open_bank
 from cleanup.entrypoints.shell import one_line_errors, open_root, print_json, resolve
-from cleanup.errors import CleanupError, FacebankError
+from cleanup.errors import CleanupError, FacebankError, SettingsError, VideoError
 
 if TYPE_CHECKING:
+    from cleanup.edges.data_root import DataRoot
     from cleanup.edges.onnx_models import FaceModels
     from cleanup.edges.postgres_facebank import StoredSeed
     from cleanup.edges.seed_photos import PhotoOutcome, SeedRules
@@ -50,8 +52,21 @@ def _rules(resolved: ResolvedSettings, *, largest: bool, aligned: bool) -> SeedR
 @facebank_app.command("enroll")
 @with_setting_options(["models", "device", "facebank_dsn", "det_thresh"])
 def enroll_command(
-    folder: PHOTOS,
-    show: Annotated[str, typer.Option("--show", help="Show the people belong to, as in its episode ids.")],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="One folder per person: DIR/person-id/*.jpg|png.")
+    ] = None,
+    show: Annotated[
+        str | None, typer.Option("--show", help="Show the people belong to, as in its episode ids.")
+    ] = None,
+    from_episode: Annotated[
+        str | None,
+        typer.Option("--from-episode", metavar="EP_ID", help="Take the best faces of --identity instead of photos."),
+    ] = None,
+    identity: Annotated[
+        str | None, typer.Option("--identity", help="An identity that a person named or locked, or that is --person.")
+    ] = None,
+    person: Annotated[str | None, typer.Option("--person", help="Whose faces these are, with --from-episode.")] = None,
+    faces: Annotated[int, typer.Option("--faces", min=1, max=50, help="How many faces, with --from-episode.")] = 5,
     out_root: OUT_ROOT = None,
     config_dir: CONFIG_DIR = None,
     largest: LARGEST = False,
@@ -63,19 +78,33 @@ def enroll_command(
     json_output: JSON_OUTPUT = False,
     **settings: Any,
 ) -> None:
-    """Adds photos of known people; each with one clear face becomes a seed."""
-    with one_line_errors():
+    """Adds photos of known people, or faces confirmed in an episode; each with one clear face becomes a seed."""
+    with one_line_errors(), tempfile.TemporaryDirectory(prefix="cleanup-faces-") as scratch:
+        import dataclasses
+
         from cleanup.edges.seed_images import save_images
         from cleanup.edges.seed_photos import embed_photos, find_photos
         from cleanup.entrypoints.episode_job import facebank_of
-        from cleanup.episode import check_show
+        from cleanup.episode import check_ep_id, check_show, show_of
 
         resolved = resolve(settings, None, config_dir)
+        root = open_root(out_root, resolved)
+        if (folder is None) == (from_episode is None) or (from_episode is None) != (identity is None):
+            raise SettingsError("give either DIR, or --from-episode with --identity")
+        if folder is None:
+            assert from_episode is not None and identity is not None
+            show = show or show_of(check_ep_id(from_episode))
+            folder = Path(scratch)
+            _cut_confirmed(root, resolved, from_episode, identity, person, folder, faces)
+            largest = True
+        elif show is None:
+            raise SettingsError("--show is needed: the show the people belong to, as in its episode ids")
         check_show(show)
         photos = find_photos(folder)
         models = _load_models(resolved)
         outcomes = list(embed_photos(photos, models, _rules(resolved, largest=largest, aligned=aligned)))
-        root = open_root(out_root, resolved)
+        if from_episode is not None:  # the folder they lie in is gone in a moment
+            outcomes = [dataclasses.replace(o, path=Path(o.path.name)) for o in outcomes]
         n_new = 0
         with facebank_of(resolved, root) as facebank:
             stored = facebank.list_seeds(show)
@@ -93,6 +122,44 @@ def enroll_command(
         _print_enrolled(show, outcomes, n_new, is_json=json_output, is_dry_run=dry_run)
         if not found:
             raise typer.Exit(CleanupError.exit_code)
+
+
+def _cut_confirmed(
+    root: DataRoot,
+    resolved: ResolvedSettings,
+    ep_id: str,
+    identity: str,
+    person: str | None,
+    folder: Path,
+    n_faces: int,
+) -> None:
+    """Puts the best faces of a confirmed identity into a folder of photos."""
+    from cleanup.edges.artifact_reading import read_episode
+    from cleanup.edges.confirmed_faces import write_best_faces
+    from cleanup.edges.remote_files import is_url
+    from cleanup.edges.seed_photos import check_person_id
+    from cleanup.entrypoints.episode_job import node_cache
+    from cleanup.phases.identity_rows import is_human_named
+
+    root.check_episode(ep_id)
+    if root.remote is not None:
+        root.remote.check_out(ep_id)
+    episode = read_episode(root.paths(ep_id))
+    row = next((r for r in episode.identities.to_pylist() if r["identity_id"] == identity), None)
+    if row is None:
+        raise FacebankError(f"{root.show(root.paths(ep_id).identities)}: no identity {identity!r}")
+    if person is None and not (row["person_id"] and (row["is_locked"] or is_human_named(row))):
+        raise FacebankError(
+            f"{ep_id}: {identity} was not confirmed by a person; name it (cleanup people name), lock it "
+            "(cleanup people lock) or say whose faces these are with --person"
+        )
+    target = folder / check_person_id(person or row["person_id"])
+    target.mkdir()
+    video = root.find_video(ep_id)
+    if video is None:
+        raise VideoError(f"{root.show(root.paths(ep_id).video)}: no video, and the faces are cut out of it")
+    path = node_cache(resolved).fetch(video) if is_url(video) else Path(video)
+    write_best_faces(episode, identity, path, target, n_faces)
 
 
 def _check_duplicates(outcomes: list[PhotoOutcome], stored: list[StoredSeed], model: str) -> list[PhotoOutcome]:

@@ -254,3 +254,21 @@ def test_eight_processes_that_enrol_at_once_lose_and_double_nothing(tmp_path: Pa
         seeds = opened.list_seeds(SHOW)
     found = [(int(s.seed.person_id[1:]), *map(int, s.seed.image_sha256.split("-")[1:])) for s in seeds]
     assert sorted(found) == sorted(expected)
+
+
+@pytest.mark.shared
+def test_faces_that_a_person_confirmed_become_seeds(shared: Path, shared_data: Path) -> None:
+    document = json.loads((shared_data / "manifests" / "bbt-s01e01" / "identities.json").read_text())
+    identity = max(document["identities"], key=lambda i: len(i["track_ids"]))["identity_id"]
+    arguments = ("enroll", "--from-episode", "bbt-s01e01", "--identity", identity, "--models", shared / "models")
+
+    assert "not confirmed by a person" in facebank(shared_data, *arguments, code=2).stderr
+    assert not (shared_data / "facebank").exists()
+    first = json.loads(facebank(shared_data, *arguments, "--person", "penny", "--faces", "3", "--json").stdout)
+    again = json.loads(facebank(shared_data, *arguments, "--person", "penny", "--faces", "3", "--json").stdout)
+
+    assert first["enrolled"] == 3 and again["enrolled"] == 0
+    assert listed(shared_data) == {"penny": 3}
+    assert all(f["file"].startswith(f"bbt-s01e01-{identity}-") for f in first["files"])
+    assert "0 problems" in facebank(shared_data, "check").stdout
+    assert "either DIR" in facebank(shared_data, "enroll", code=2).stderr
