@@ -7,7 +7,7 @@ the numbers of unknown people keep what they were given first.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,14 +76,14 @@ def _match_known(
     min_margin: float,
 ) -> dict[Key, Link]:
     """Matches with known people, the most similar first, so that of two that share a frame the better one gets it."""
+    compare = _compare_with(given)
     decisions = {}
     for cluster in open_clusters:
-        nearest: dict[str, float] = defaultdict(lambda: -1.0)
-        for other, similarity in zip(given, _similarities(cluster, given), strict=True):
-            assert other.person_id is not None
-            if other.person_id not in cluster.rejected:
-                nearest[other.person_id] = max(nearest[other.person_id], similarity)
-        people = [PersonSimilarity(p, names.get(p, p), s) for p, s in nearest.items()]
+        people = [
+            PersonSimilarity(person_id, names.get(person_id, person_id), similarity)
+            for person_id, similarity in compare(cluster)
+            if person_id not in cluster.rejected
+        ]
         decisions[cluster.key] = decide_match(people, min_similarity=min_similarity, min_margin=min_margin)
     holders: dict[tuple[str, str], set[str]] = defaultdict(set)
     for cluster in given:
@@ -109,13 +109,21 @@ def _best(decision: MatchDecision) -> float:
     return decision.best.similarity if decision.best is not None else -1.0
 
 
-def _similarities(cluster: ShowCluster, others: Sequence[ShowCluster]) -> list[float]:
-    """Highest cosine between any vector of one cluster and any of each other."""
-    if not others:
-        return []
-    starts = np.cumsum([0, *(len(other.vectors) for other in others[:-1])])
-    similarity = (np.concatenate([other.vectors for other in others]) @ cluster.vectors.T).max(axis=1)
-    return [float(s) for s in np.maximum.reduceat(similarity, starts)]
+def _compare_with(given: Sequence[ShowCluster]) -> Callable[[ShowCluster], list[tuple[str, float]]]:
+    """A function that gives the highest cosine between any vector of a cluster and any of each person's clusters."""
+    if not given:
+        return lambda _: []
+    by_person = sorted(given, key=lambda c: str(c.person_id))
+    owners = [str(c.person_id) for c in by_person for _ in c.vectors]
+    people = sorted(set(owners))
+    starts = np.searchsorted(owners, people)
+    vectors = np.concatenate([c.vectors for c in by_person])
+
+    def compare(cluster: ShowCluster) -> list[tuple[str, float]]:
+        similarity = (vectors @ cluster.vectors.T).max(axis=1)
+        return list(zip(people, np.maximum.reduceat(similarity, starts).tolist(), strict=True))
+
+    return compare
 
 
 def _group_unknown(

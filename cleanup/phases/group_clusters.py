@@ -34,7 +34,7 @@ from cleanup.phases.identity_rows import (
     is_human_named,
     read_manual_assignments,
 )
-from cleanup.phases.link_episodes import EpisodeLinker, share_a_frame
+from cleanup.phases.link_episodes import EpisodeLinker
 from cleanup.phases.track_samples import pool_tracks
 from cleanup.settings import GroupClustersSettings, PoolingSettings
 
@@ -158,6 +158,10 @@ def group_clusters(
     return episode.replace(identities=schemas.build_table(rows, schemas.IDENTITY_SCHEMA)), outcome
 
 
+def _share_a_frame(a: Row, b: Row, shared: set[tuple[int, int]]) -> bool:
+    return any((min(s, t), max(s, t)) in shared for s in a["track_ids"] for t in b["track_ids"])
+
+
 def _vectors_to_match(
     rows: list[Row], centroids: Mapping[str, Centroid], pooled: Mapping[int, PooledTrack], n_faces: Mapping[int, int]
 ) -> list[tuple[str, NDArray[np.float32]]]:
@@ -232,7 +236,7 @@ def _name_rows(
                     {"cluster_id": row["identity_id"], "person_id": best.person_id, "tracks_that_match_others": dissent}
                 )
                 continue
-            rival = next((o for o in holders[best.person_id] if share_a_frame(row, o, shared)), None)
+            rival = next((o for o in holders[best.person_id] if _share_a_frame(row, o, shared)), None)
             if rival is not None:
                 found.conflicts.append(
                     {
@@ -387,4 +391,4 @@ def _why_apart(a: Row, b: Row, shared: set[tuple[int, int]], by_hand: frozenset[
         return "locked"
     if is_human_named(a) and is_human_named(b) and a["name"] != b["name"]:
         return "named differently"
-    return "share a frame" if share_a_frame(a, b, shared) else None
+    return "share a frame" if _share_a_frame(a, b, shared) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,6 +32,7 @@ from cleanup.settings import GroupClustersSettings
 Row = dict[str, Any]
 # Tracks this alike show a person from one side.
 _SAME_VIEW = 0.70
+_UNKNOWN_ID = re.compile(r"unknown-(\d+)")
 
 
 @dataclass
@@ -63,9 +65,10 @@ class EpisodeLinker:
 
     def link(self, rows: Sequence[Row], centroids: Mapping[str, Centroid]) -> dict[tuple[str, str], Link]:
         """Who each identity of the show is: given by seeds and humans, or found by comparing episodes."""
+        companions = self._find_companions(rows)
         own = [
             replace(
-                self._describe(row, rows, centroids[row["identity_id"]]),
+                self._describe(row, centroids[row["identity_id"]], companions),
                 person_id=self._given_person(row) or self._last_person(row),
                 rejected=find_rejected(self.ep_id, row["track_ids"], self.state.rejections),
             )
@@ -99,15 +102,14 @@ class EpisodeLinker:
             links: As ``link`` gave them.
             reasons: Why each identity is who it is, in words.
         """
-        records, new_people = [], {}
+        records, new_people, companions = [], {}, self._find_companions(rows)
         for row in rows:
             if row["identity_id"] not in centroids:
                 continue
-            cluster = self._describe(row, rows, centroids[row["identity_id"]])
+            cluster = self._describe(row, centroids[row["identity_id"]], companions)
             person_id = self._given_person(row) or row["person_id"]
-            if row["is_locked"] and cluster.source == NONE:
-                person_id = None
-            if cluster.source == HUMAN and person_id is not None and person_id not in self.state.names:
+            is_new = person_id is not None and person_id not in self.state.names
+            if is_new and not _UNKNOWN_ID.fullmatch(person_id):
                 new_people[person_id] = row["name"] or person_id
             records.append(
                 ClusterRecord(
@@ -128,7 +130,7 @@ class EpisodeLinker:
             link = links.get(cluster.key)
             if cluster.ep_id != self.ep_id and link is not None and link.person_id != cluster.person_id:
                 others[cluster.key] = link.person_id, PERSON if link.person_id is not None else NONE
-        numbers = [int(m[1]) for link in links.values() if (m := re.fullmatch(r"unknown-(\d+)", link.person_id or ""))]
+        numbers = [int(m[1]) for link in links.values() if (m := _UNKNOWN_ID.fullmatch(link.person_id or ""))]
         return GroupingPlan(
             self.show,
             self.ep_id,
@@ -163,7 +165,18 @@ class EpisodeLinker:
                 return self.state.aliases[reference.casefold()]
         return row["person_id"] or make_person_id(row["name"])
 
-    def _describe(self, row: Row, rows: Sequence[Row], centroid: Centroid) -> ShowCluster:
+    def _find_companions(self, rows: Sequence[Row]) -> dict[str, set[str]]:
+        """Identities that are seen together with each identity in some frame."""
+        owner = {track: row["identity_id"] for row in rows for track in row["track_ids"]}
+        companions: dict[str, set[str]] = defaultdict(set)
+        for pair in self.shared:
+            first, second = (owner.get(track) for track in pair)
+            if first is not None and second is not None and first != second:
+                companions[first].add(second)
+                companions[second].add(first)
+        return companions
+
+    def _describe(self, row: Row, centroid: Centroid, companions: Mapping[str, set[str]]) -> ShowCluster:
         tracks = sorted((t for t in row["track_ids"] if t in self.pooled), key=lambda t: (-self.n_faces[t], t))
         views = find_views(
             np.array([self.pooled[t].vector for t in tracks]), np.ones(len(tracks)), min_similarity=_SAME_VIEW
@@ -183,12 +196,5 @@ class EpisodeLinker:
             and sum(self.n_seen[t] for t in row["track_ids"]) >= self.settings.unknown_min_faces,
             person_id=row["person_id"],
             source=source,
-            shares_frames_with=frozenset(
-                o["identity_id"] for o in rows if o is not row and share_a_frame(row, o, self.shared)
-            ),
+            shares_frames_with=frozenset(companions.get(row["identity_id"], ())),
         )
-
-
-def share_a_frame(a: Row, b: Row, shared: set[tuple[int, int]]) -> bool:
-    """Whether two identities are seen together in some frame."""
-    return any((min(s, t), max(s, t)) in shared for s in a["track_ids"] for t in b["track_ids"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -297,3 +298,16 @@ def test_identities_with_assignments_of_their_own_are_not_merged(root: Path) -> 
     assert labels(root, FIRST)["id_0001"][0] == labels(root, FIRST)["id_0002"][0] == "anna"
     protected = report["grouping"]["within_episode"]["protected_pairs"]
     assert {"cluster_ids": ["id_0001", "id_0002"], "reason": "assigned by hand"} in protected
+
+
+def test_a_name_kept_by_a_lock_is_known_to_a_new_facebank(root: Path, tmp_path: Path) -> None:
+    group(root, FIRST)
+    people(root, "lock", FIRST, "id_0001")
+    shutil.rmtree(root / "facebank")
+    enroll(root, "berta", 1)
+
+    group(root, FIRST)
+
+    assert labels(root, FIRST)["id_0001"] == ("anna", "Anna")
+    listed = {p["person_id"]: p["is_unknown"] for p in json.loads(people(root, "list", "--json").stdout)}
+    assert listed["anna"] is False and listed["berta"] is False
