@@ -22,6 +22,7 @@ from cleanup.people import (
     NONE,
     PERSON,
     GroupingPlan,
+    Key,
     Rejection,
     ShowCluster,
     ShowState,
@@ -31,7 +32,6 @@ from cleanup.people import (
 )
 
 Row = dict[str, Any]
-Key = tuple[str, str]
 Connection = psycopg.Connection[Any]
 
 
@@ -52,7 +52,7 @@ class PersonOverview:
 
 @dataclass(frozen=True)
 class Label:
-    """What an identity's label should be; ``source`` as in ``episode_clusters``, None for nobody."""
+    """What an identity's label should be; ``source`` as in ``episode_clusters``."""
 
     person_id: str | None
     name: str | None
@@ -204,6 +204,11 @@ class PostgresPeople(PostgresServer):
                 "SELECT DISTINCT ep_id FROM episode_clusters WHERE show = %s ORDER BY 1", (show,)
             ).fetchall()
         return [row[0] for row in rows]
+
+    def list_visible(self, show: str) -> set[tuple[str, str, str]]:
+        """(episode, identity, person) as the files should say it."""
+        with self.transaction() as connection:
+            return _visible_labels(connection, show)
 
     def list_confirmed(self, show: str) -> list[Key]:
         """(episode, identity) of everybody whom a human named."""

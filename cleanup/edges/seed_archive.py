@@ -54,7 +54,6 @@ def export_seeds(root: DataRoot, facebank: PostgresFacebank, show: str | None, t
                 "show": entry.show,
                 "model": entry.model,
                 "model_sha256": entry.model_sha256,
-                "is_featured": entry.is_featured,
                 "person_id": seed.person_id,
                 "name": seed.name,
                 "image_name": seed.image_name,

@@ -16,6 +16,7 @@ from cleanup.errors import FacebankError, SettingsError
 if TYPE_CHECKING:
     from cleanup.edges.data_root import DataRoot
     from cleanup.edges.postgres_facebank import PostgresFacebank
+    from cleanup.people import Key
 
 people_app = typer.Typer(help="Who is who in a show, across its episodes.", no_args_is_help=True)
 
@@ -23,7 +24,6 @@ SHOW = Annotated[str, typer.Option("--show", help="The show, as in its episode i
 EPISODE = Annotated[str, typer.Argument(metavar="EP_ID", help="Episode id.")]
 IDENTITY = Annotated[str, typer.Argument(metavar="IDENTITY", help="Identity id, as in identities.json.")]
 PERSON = Annotated[str, typer.Argument(metavar="PERSON", help="Person id, name or alias.")]
-Key = tuple[str, str]
 
 
 @contextlib.contextmanager
@@ -48,19 +48,25 @@ class Bank:
     def __init__(self, root: DataRoot, facebank: PostgresFacebank) -> None:
         self.root, self.facebank, self.people = root, facebank, facebank.people
 
-    def change(self, show: str, decide: Callable[[], Sequence[Key]], *, episodes: Sequence[str] = ()) -> None:
+    def change(self, show: str, decide: Callable[[], Sequence[Key]]) -> None:
         """Changes people with the show held, and writes the new labels into the episodes' files."""
         from cleanup.entrypoints.people_labels import relabel_episodes
 
         with self.facebank.hold_show(show):
+            before = self.people.list_visible(show)
             touched = decide()
-            # An unknown person may be seen in one episode less, or more, than before: all of them are looked at.
-            affected = {ep_id for ep_id, _ in touched} | set(episodes) | set(self.people.list_episodes(show))
+            # Beside those touched: an unknown person may be seen in one episode now, or in a second one.
+            affected = {ep_id for ep_id, *_ in before ^ self.people.list_visible(show)} | {ep for ep, _ in touched}
             failures = relabel_episodes(self.root, self.facebank, show, affected, touched)
-        for failure in failures:
-            typer.echo(f"cleanup: {failure}", err=True)
-        if failures:
-            raise typer.Exit(1)
+        report_failures(failures)
+
+
+def report_failures(failures: Sequence[str]) -> None:
+    """A line for everything that failed, and then the exit code that says so."""
+    for failure in failures:
+        typer.echo(f"cleanup: {failure}", err=True)
+    if failures:
+        raise typer.Exit(1)
 
 
 def _actor() -> str:
@@ -337,5 +343,11 @@ def undo_command(
 def sync_command(show: SHOW, out_root: OUT_ROOT = None, config_dir: CONFIG_DIR = None, **settings: Any) -> None:
     """Writes the Facebank's names into all episodes of a show; for episodes that were busy when somebody was named."""
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
-        bank.change(show, lambda: bank.people.list_confirmed(show))
-        typer.echo(f"{show}: the labels of {len(bank.people.list_episodes(show))} episodes are up to date")
+        from cleanup.entrypoints.people_labels import relabel_episodes
+
+        with bank.facebank.hold_show(show):
+            episodes = bank.people.list_episodes(show)
+            report_failures(
+                relabel_episodes(bank.root, bank.facebank, show, episodes, bank.people.list_confirmed(show))
+            )
+        typer.echo(f"{show}: the labels of {len(episodes)} episodes are up to date")

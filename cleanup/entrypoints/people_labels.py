@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cleanup import schemas
@@ -15,7 +16,7 @@ from cleanup.edges.artifact_writing import render_episode
 from cleanup.edges.data_root import DataRoot
 from cleanup.edges.write_back import commit, hold_episode, make_run_id, stage
 from cleanup.errors import ArtifactError, BusyError, CleanupError
-from cleanup.people import HUMAN, SEED
+from cleanup.people import HUMAN, SEED, Key
 from cleanup.phases.identity_rows import FACEBANK_SOURCE, PERSON_SOURCE, is_human_named
 
 if TYPE_CHECKING:
@@ -23,13 +24,12 @@ if TYPE_CHECKING:
     from cleanup.edges.postgres_people import Label
 
 Row = dict[str, Any]
-Key = tuple[str, str]
 # A run that is just ending lets go of its episode within moments.
 _PATIENCE_S = 10.0
 
 
-def change_identities(root: DataRoot, ep_id: str, change: Callable[[list[Row]], list[Row]]) -> Path | None:
-    """Changes rows of an episode's identities and writes them back as a run would: locked, checked, with a backup.
+def change_identities(root: DataRoot, ep_id: str, change: Callable[[list[Row]], list[Row]]) -> bool:
+    """Changes labels and locks of an episode's identities and writes them back as a run would: alone, with a backup.
 
     Args:
         root: Data root.
@@ -37,7 +37,7 @@ def change_identities(root: DataRoot, ep_id: str, change: Callable[[list[Row]], 
         change: Gets the rows and returns them as they shall be; tracks stay where they are.
 
     Returns:
-        Folder with the backup, or None where nothing changed.
+        Whether anything changed.
 
     Raises:
         CleanupError: The files are as they were.
@@ -54,7 +54,7 @@ def change_identities(root: DataRoot, ep_id: str, change: Callable[[list[Row]], 
         before = episode.identities.to_pylist()
         after = change([dict(row) for row in before])
         if after == before:
-            return None
+            return False
         if [(r["identity_id"], r["track_ids"]) for r in after] != [(r["identity_id"], r["track_ids"]) for r in before]:
             raise CleanupError(f"{ep_id}: internal error, nothing was written: a relabelling moved tracks")
         identities = schemas.build_table(after, schemas.IDENTITY_SCHEMA)
@@ -70,7 +70,8 @@ def change_identities(root: DataRoot, ep_id: str, change: Callable[[list[Row]], 
         backup = commit(paths, run_id, [paths.identities])
         if remote is not None:
             remote.publish(ep_id, run_id, [paths.identities])
-        return backup
+            shutil.rmtree(backup, ignore_errors=True)  # the mirror's own; the root has one
+        return True
 
 
 def _hold(stack: contextlib.ExitStack, root: DataRoot, ep_id: str) -> None:
@@ -105,17 +106,17 @@ def relabel_episodes(
     failures = []
     known = set(root.list_episodes())
     for ep_id in sorted(set(episodes) & known):
-        labels = facebank.people.read_labels(show, ep_id)
         decided = {identity_id for episode, identity_id in touched if episode == ep_id}
-
-        def change(rows: list[Row], labels: dict[str, Label] = labels, decided: set[str] = decided) -> list[Row]:
-            return [_relabel(row, labels.get(row["identity_id"]), row["identity_id"] in decided) for row in rows]
-
         try:
-            change_identities(root, ep_id, change)
+            labels = facebank.people.read_labels(show, ep_id)
+            change_identities(root, ep_id, partial(_relabel_rows, labels=labels, decided=decided))
         except (CleanupError, OSError) as error:
             failures.append(f"{ep_id} keeps its old labels ({error}); cleanup people sync --show {show} writes them")
     return failures
+
+
+def _relabel_rows(rows: list[Row], *, labels: Mapping[str, Label], decided: Collection[str]) -> list[Row]:
+    return [_relabel(row, labels.get(row["identity_id"]), row["identity_id"] in decided) for row in rows]
 
 
 def _relabel(row: Row, label: Label | None, is_decided: bool) -> Row:
@@ -144,4 +145,4 @@ def set_lock(root: DataRoot, ep_id: str, identity_id: str, *, is_locked: bool) -
         found[0]["is_locked"] = is_locked
         return rows
 
-    return change_identities(root, ep_id, change) is not None
+    return change_identities(root, ep_id, change)
