@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cleanup.algorithms.facebank_matching import combine_seeds
 from cleanup.edges.postgres_people import PostgresPeople
 from cleanup.edges.postgres_server import PostgresServer
+from cleanup.edges.seed_index import N_BESIDE, create_index, find_candidates, is_worthwhile
 from cleanup.errors import FacebankError
 from cleanup.interfaces import PersonMatch
 from cleanup.people import ShowState
@@ -79,7 +80,16 @@ class PersonSummary:
 
 
 class PostgresFacebank(PostgresServer):
-    """People and their seeds on one server; ``people`` has what is known of them beside the seeds."""
+    """People and their seeds on one server; ``people`` has what is known of them beside the seeds.
+
+    Args:
+        dsn: Connection string or URL of the server.
+        max_exact_seeds: Up to this many seeds of a show all are compared; beyond, an index finds the likely people.
+    """
+
+    def __init__(self, dsn: str, *, max_exact_seeds: int = 100_000) -> None:
+        super().__init__(dsn)
+        self._max_exact_seeds = max_exact_seeds
 
     @property
     def people(self) -> PostgresPeople:
@@ -147,7 +157,18 @@ class PostgresFacebank(PostgresServer):
                     ),
                 )
                 n_new += done.rowcount
+        if n_new:
+            self._index_if_large(show)
         return n_new
+
+    def _index_if_large(self, show: str) -> None:
+        # In a transaction of its own: two that had written seeds would wait for each other.
+        with self.transaction() as connection:
+            for dimension, n_seeds in connection.execute(
+                "SELECT dimension, count(*) FROM seeds WHERE show = %s GROUP BY 1", (show,)
+            ).fetchall():
+                if n_seeds > self._max_exact_seeds:
+                    create_index(connection, dimension)
 
     def list_people(self, show: str | None = None) -> list[PersonSummary]:
         """All people, or those of one show, by show and id."""
@@ -244,6 +265,8 @@ class PostgresFacebank(PostgresServer):
                     "updated_at = now() WHERE seed_id = %s",
                     (model, model_sha256, len(embedding), embedding, seed_id),
                 )
+        for show in shows:
+            self._index_if_large(show)
 
     def set_images(self, seeds: Mapping[str, Seed]) -> None:
         """Notes pictures, landmarks and quality of seeds that were enrolled without; seed id -> what it has now."""
@@ -306,8 +329,9 @@ class PostgresFacebank(PostgresServer):
     def match(self, show: str, model: str, centroids: NDArray[np.float32]) -> list[PersonMatch]:
         """See ``cleanup.interfaces.Facebank``.
 
-        Exact: the vectors of the show's seeds are read once, in PostgreSQL's binary form, and compared by one matrix
-        product. It needs 4 d bytes for each seed of the show: 205 MB for 100,000 of 512 dimensions.
+        Exact up to 100,000 seeds: the vectors of the show's seeds are read once, in PostgreSQL's binary form, and
+        compared by one matrix product. It needs 4 d bytes for each seed: 205 MB for 100,000 of 512 dimensions. Of more
+        seeds an index finds the people who can matter, and only theirs are read.
         """
         with self.transaction(is_snapshot=True) as connection:
             stored = connection.execute(
@@ -328,13 +352,26 @@ class PostgresFacebank(PostgresServer):
                 "WHERE s.show = %s AND s.model = %s AND s.dimension = %s GROUP BY 1, 2 ORDER BY 1",
                 (show, model, dimension),
             ).fetchall()
-            vectors = _read_vectors(connection, show, model, dimension)
+            if sum(row[2] for row in people) > self._max_exact_seeds:
+                people = _keep_likely(connection, show, model, centroids, people)
+            vectors = _read_vectors(connection, show, model, dimension, [row[0] for row in people])
         counts = np.array([row[2] for row in people])
         return [
             PersonMatch(place, people[i][0], people[i][1], float(best[i]), _or_none(second[i]), people[i][2])
             for place, best, second in _find_nearest(centroids, vectors, counts)
             for i in _rank(best, second)
         ]
+
+
+def _keep_likely(
+    connection: psycopg.Connection[Any], show: str, model: str, centroids: NDArray[np.float32], people: list[Any]
+) -> list[Any]:
+    """The people, (id, name, seeds), that are near to a centroid; all of them where the index cannot tell."""
+    n_nearest = max(row[2] for row in people) + N_BESIDE
+    if not is_worthwhile(n_nearest, sum(row[2] for row in people)):
+        return people
+    likely = find_candidates(connection, show, model, centroids, n_nearest)
+    return people if likely is None else [row for row in people if row[0] in likely]
 
 
 def _find_nearest(
@@ -370,12 +407,14 @@ def _or_none(similarity: float) -> float | None:
     return float(similarity) if np.isfinite(similarity) else None
 
 
-def _read_vectors(connection: psycopg.Connection[Any], show: str, model: str, dimension: int) -> NDArray[np.float32]:
-    """The vectors of a show's seeds by person, shape (n, dimension), without a Python object per row."""
+def _read_vectors(
+    connection: psycopg.Connection[Any], show: str, model: str, dimension: int, people: list[str]
+) -> NDArray[np.float32]:
+    """The vectors of people's seeds by person, shape (n, dimension), without a Python object per row."""
     with connection.cursor().copy(
         "COPY (SELECT embedding FROM seeds WHERE show = %s AND model = %s AND dimension = %s "
-        "ORDER BY person_id, seed_id) TO STDOUT (FORMAT BINARY)",
-        (show, model, dimension),
+        "AND person_id = ANY(%s) ORDER BY person_id, seed_id) TO STDOUT (FORMAT BINARY)",
+        (show, model, dimension, people),
     ) as copy:
         content = b"".join(copy)
     # Each row: number of fields (2 bytes), length (4), then pgvector's dimension (2), unused (2) and the numbers.

@@ -17,6 +17,7 @@ _CONNECT_TIMEOUT_S = 10
 # Any constants of our own; PostgreSQL's advisory locks are numbers.
 _MIGRATION_LOCK = 0x0FACEBA2
 _SHOW_LOCK = 0x0FACEBA3
+INDEX_LOCK = 0x0FACEBA4
 
 
 class PostgresServer:

@@ -13,6 +13,7 @@ import pytest
 
 from cleanup.edges.embedded_postgres import open_embedded_facebank
 from cleanup.edges.postgres_facebank import PostgresFacebank, Seed
+from cleanup.edges.seed_index import find_candidates
 from cleanup.errors import FacebankError
 from tests.builders import make_faces, make_people
 from tests.conftest import copy_data
@@ -158,3 +159,49 @@ def test_the_two_nearest_seeds_of_each_person_are_found(facebank: PostgresFaceba
             assert match.second_similarity is None
         else:
             assert match.second_similarity == pytest.approx(own[-2], abs=1e-5)
+
+
+def draw_many(show: str, n_people: int, n_each: int, seed: int) -> list[Seed]:
+    """Seeds of many people of a show; ``seed`` draws the people."""
+    people = make_people(n_people, 32, seed)
+    return [
+        Seed(f"{show}-{p}", f"P {p}", f"{n}.jpg", f"{show}-{p}-{n}", faces[n].astype(np.float32), 0.9)
+        for p in range(n_people)
+        for faces in [make_faces(people[p], n_each, 0.2, p)]
+        for n in range(n_each)
+    ]
+
+
+def test_beyond_the_exact_limit_an_index_finds_the_same_people(facebank: PostgresFacebank) -> None:
+    indexed = PostgresFacebank(facebank.dsn, max_exact_seeds=1000)
+    indexed.enroll("show", "m", "sha", draw_many("show", 600, 3, 1))
+    centroids = make_people(600, 32, 1)[:50].astype(np.float32)
+
+    exact, found = facebank.match("show", "m", centroids), indexed.match("show", "m", centroids)
+
+    assert len(found) == len(exact) == 50 * 50
+    for place in range(50):
+        nearest = [[m for m in matches if m.index == place][:3] for matches in (exact, found)]
+        assert [(m.person_id, m.similarity, m.second_similarity) for m in nearest[1]] == [
+            (m.person_id, m.similarity, m.second_similarity) for m in nearest[0]
+        ]
+
+
+def test_a_search_among_the_seeds_of_a_small_show_always_finds_as_many_as_asked(facebank: PostgresFacebank) -> None:
+    # The index holds all shows; the seeds nearest to the centroids belong to the large one.
+    indexed = PostgresFacebank(facebank.dsn, max_exact_seeds=1000)
+    indexed.enroll("large", "m", "sha", draw_many("large", 700, 3, 1))
+    indexed.enroll("small", "m", "sha", draw_many("small", 40, 3, 2))
+    centroids = make_people(700, 32, 1)[:20].astype(np.float32)
+
+    with indexed.transaction() as connection:
+        people = find_candidates(connection, "small", "m", centroids, 120)
+
+    assert people == {f"small-{p}" for p in range(40)}
+
+
+def test_without_an_index_no_candidates_are_made_up(facebank: PostgresFacebank) -> None:
+    facebank.enroll("show", "m", "sha", [make_seed(0)])
+
+    with facebank.transaction() as connection:
+        assert find_candidates(connection, "show", "m", PEOPLE[:1], 1) is None
