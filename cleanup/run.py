@@ -101,6 +101,7 @@ def _group_clusters(episode: Episode, context: RunContext, report: ReportItems) 
 def empty_grouping() -> dict[str, Any]:
     """The report's grouping where nothing was compared."""
     return {
+        "counts": {},
         "centroids": {},
         "within_episode": {"groups": [], "merged_count": 0, "protected_pairs": []},
         "across_episodes": {

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 ASSIGNED, AMBIGUOUS, SUGGESTED, UNKNOWN = "assigned", "ambiguous", "suggested", "unknown"
 # Below the threshold by no more than this, a match is worth a person's look but not a name.
 _SUGGESTION_BAND = 0.10
+LIKELY, POSSIBLE = "likely", "possible"
 
 
 # Several seeds of a person have to agree: the second nearest one takes part with this weight, so that one mislabelled
@@ -69,6 +70,11 @@ class MatchDecision:
     status: str
     best: PersonSimilarity | None
     second: PersonSimilarity | None
+
+
+def find_tier(similarity: float, min_similarity: float) -> str:
+    """How sure a suggestion is: ``likely`` in the upper half of the band below the threshold, else ``possible``."""
+    return LIKELY if similarity >= min_similarity - _SUGGESTION_BAND / 2 else POSSIBLE
 
 
 def decide_match(people: Sequence[PersonSimilarity], *, min_similarity: float, min_margin: float) -> MatchDecision:

@@ -11,7 +11,7 @@ import psycopg
 from numpy.typing import NDArray
 
 from cleanup.algorithms.facebank_matching import combine_seeds
-from cleanup.edges.postgres_people import PostgresPeople
+from cleanup.edges.postgres_people import PostgresPeople, log_event
 from cleanup.edges.postgres_server import PostgresServer
 from cleanup.edges.seed_index import N_BESIDE, create_index, find_candidates, is_worthwhile
 from cleanup.errors import FacebankError
@@ -217,6 +217,16 @@ class PostgresFacebank(PostgresServer):
             for row in rows
         ]
 
+    def find_seed(self, seed_id: str) -> StoredSeed:
+        """The seed with an id, or with an id that begins so.
+
+        Raises:
+            FacebankError: There is no such seed, or several begin like that.
+        """
+        with self.transaction() as connection:
+            full_id, show, person_id = _find_seed(connection, seed_id)
+        return next(s for s in self.list_seeds(show, person_id) if s.seed_id == full_id)
+
     def feature(self, seed_id: str) -> StoredSeed:
         """Makes a seed the one that stands for its person.
 
@@ -224,20 +234,13 @@ class PostgresFacebank(PostgresServer):
             FacebankError: There is no such seed, or several begin like that.
         """
         with self.transaction() as connection:
-            rows = connection.execute(
-                "SELECT seed_id::text, show, person_id FROM seeds WHERE seed_id::text LIKE %s",
-                (seed_id.replace("%", "").replace("_", "") + "%",),
-            ).fetchall()
-            if len(rows) != 1:
-                found = "no seed begins" if not rows else f"{len(rows)} seeds begin"
-                raise FacebankError(f"{found} with {seed_id!r}; cleanup facebank show lists them")
-            full_id, show, person_id = rows[0]
+            full_id, show, person_id = _find_seed(connection, seed_id)
             connection.execute(
                 "UPDATE seeds SET is_featured = false WHERE show = %s AND person_id = %s AND is_featured",
                 (show, person_id),
             )
             connection.execute("UPDATE seeds SET is_featured = true, updated_at = now() WHERE seed_id = %s", (full_id,))
-        return next(s for s in self.list_seeds(show, person_id) if s.seed_id == full_id)
+        return self.find_seed(full_id)
 
     def replace_embeddings(
         self, model: str, model_sha256: str, embeddings: Mapping[str, NDArray[np.float32]], shows: Sequence[str]
@@ -285,7 +288,7 @@ class PostgresFacebank(PostgresServer):
                     ),
                 )
 
-    def remove(self, show: str, person_id: str) -> int:
+    def remove(self, show: str, person_id: str, actor: str) -> int:
         """Removes a person with all seeds; their identities are nobody's until they are grouped again.
 
         Returns:
@@ -305,6 +308,7 @@ class PostgresFacebank(PostgresServer):
             gone = connection.execute("DELETE FROM people WHERE show = %s AND person_id = %s", (show, person_id))
             if gone.rowcount == 0:
                 raise FacebankError(f"show {show!r} has no person {person_id!r}; cleanup facebank list shows them")
+            log_event(connection, show, "remove", actor, f"with {n_seeds} seeds", person_id=person_id)
         return n_seeds
 
     def compute_digest(self, show: str) -> str:
@@ -361,6 +365,18 @@ class PostgresFacebank(PostgresServer):
             for place, best, second in _find_nearest(centroids, vectors, counts)
             for i in _rank(best, second)
         ]
+
+
+def _find_seed(connection: psycopg.Connection[Any], seed_id: str) -> tuple[str, str, str]:
+    """Id, show and person of the seed whose id begins so."""
+    rows = connection.execute(
+        "SELECT seed_id::text, show, person_id FROM seeds WHERE starts_with(seed_id::text, lower(%s)) LIMIT 2",
+        (seed_id,),
+    ).fetchall()
+    if len(rows) != 1:
+        found = "no seed id begins" if not rows else "several seed ids begin"
+        raise FacebankError(f"{found} with {seed_id!r}; cleanup facebank show lists them")
+    return rows[0][0], rows[0][1], rows[0][2]
 
 
 def _keep_likely(

@@ -167,11 +167,13 @@ class PostgresPeople(PostgresServer):
                 )  # fmt: skip
                 if before.get(cluster.identity_id) != cluster.person_id:
                     details = {"before": before.get(cluster.identity_id), "source": cluster.source}
-                    _log(connection, plan.show, "assign", actor, cluster.reason, person_id=cluster.person_id,
+                    log_event(connection, plan.show, "assign", actor, cluster.reason, person_id=cluster.person_id,
                          key=(plan.ep_id, cluster.identity_id), details=details)  # fmt: skip
             for key, (other_id, source) in sorted(plan.others.items()):
                 _assign(connection, plan.show, key, other_id, source)
-                _log(connection, plan.show, "assign", actor, f"with episode {plan.ep_id}", person_id=other_id, key=key)
+                log_event(
+                    connection, plan.show, "assign", actor, f"with episode {plan.ep_id}", person_id=other_id, key=key
+                )
             _remove_unseen(connection, plan.show)
             changed = labels_before ^ _visible_labels(connection, plan.show)
         return sorted({ep_id for ep_id, _, _ in changed} - {plan.ep_id})
@@ -297,7 +299,7 @@ class PostgresPeople(PostgresServer):
             )
             for key in confirmed:
                 _assign(connection, show, key, new_id, HUMAN)
-            _log(connection, show, "name", actor, f"{old_id} is {name}", person_id=new_id,
+            log_event(connection, show, "name", actor, f"{old_id} is {name}", person_id=new_id,
                  details={"person": person, "confirmed": confirmed})  # fmt: skip
             return _keys(connection, show, new_id)
 
@@ -350,7 +352,7 @@ class PostgresPeople(PostgresServer):
                 "seeds": [row[0] for row in seeds],
                 "rejections": [[r.ep_id, sorted(r.track_ids)] for r in rejections],
             }
-            _log(connection, show, "merge", actor, f"{old_id} is {new_id}", person_id=new_id, details=details)
+            log_event(connection, show, "merge", actor, f"{old_id} is {new_id}", person_id=new_id, details=details)
             return _keys(connection, show, new_id)
 
     def split(self, show: str, reference: str, keys: Sequence[Key], actor: str) -> tuple[str, list[Key]]:
@@ -382,7 +384,7 @@ class PostgresPeople(PostgresServer):
                 if key not in keys:  # those who stay are not the new person either
                     _reject(connection, show, key[0], _tracks_of(connection, show, key), new_id)
             details = {"person_id": person_id, "identities": [[*k, s] for k, s in zip(keys, sources, strict=True)]}
-            _log(connection, show, "split", actor, f"out of {person_id}", person_id=new_id, details=details)
+            log_event(connection, show, "split", actor, f"out of {person_id}", person_id=new_id, details=details)
             return new_id, list(keys)
 
     def add_alias(self, show: str, reference: str, alias: str, actor: str) -> None:
@@ -396,7 +398,7 @@ class PostgresPeople(PostgresServer):
                 "UPDATE people SET aliases = %s, updated_at = now() WHERE show = %s AND person_id = %s",
                 (_joined(person["aliases"], [alias]), show, person["person_id"]),
             )
-            _log(connection, show, "alias", actor, f"also {alias}", person_id=person["person_id"],
+            log_event(connection, show, "alias", actor, f"also {alias}", person_id=person["person_id"],
                  details={"person": person})  # fmt: skip
 
     def reject(self, show: str, key: Key, reference: str, actor: str) -> list[Key]:
@@ -410,13 +412,21 @@ class PostgresPeople(PostgresServer):
             if is_this:
                 _assign(connection, show, key, None, NONE)
             details = {"tracks": sorted(tracks), "was": [person_id, source] if is_this else None}
-            _log(connection, show, "reject", actor, f"not {person_id}", person_id=person_id, key=key, details=details)
+            log_event(
+                connection, show, "reject", actor, f"not {person_id}", person_id=person_id, key=key, details=details
+            )
             return [key] if is_this else []
 
     def log_lock(self, show: str, key: Key, actor: str, *, is_locked: bool) -> None:
-        """Notes that a human locked or unlocked an identity."""
+        """Notes that a human locked or unlocked an identity; who is locked is confirmed to be who it is."""
         with self.transaction() as connection:
-            _log(connection, show, "lock" if is_locked else "unlock", actor, "", key=key)
+            if is_locked:
+                connection.execute(
+                    "UPDATE episode_clusters SET source = 'human', updated_at = now() WHERE show = %s AND ep_id = %s "
+                    "AND identity_id = %s AND source = 'person'",
+                    (show, *key),
+                )
+            log_event(connection, show, "lock" if is_locked else "unlock", actor, "", key=key)
 
     def undo(self, show: str, event_id: int, actor: str) -> list[Key]:
         """Takes back a name, merge, split, alias or rejection.
@@ -446,7 +456,7 @@ class PostgresPeople(PostgresServer):
                     f"event {event_id} cannot be undone: {person_id} has changed since; undo that first"
                 )
             keys = undo(connection, show, person_id, (ep_id, identity_id), details)
-            number = _log(connection, show, "undo", actor, f"event {event_id}", person_id=person_id)
+            number = log_event(connection, show, "undo", actor, f"event {event_id}", person_id=person_id)
             connection.execute("UPDATE events SET undone_by = %s WHERE event_id = %s", (number, event_id))
             return keys
 
@@ -652,7 +662,7 @@ def _joined(aliases: Sequence[str], more: Sequence[str]) -> list[str]:
     return list(joined.values())
 
 
-def _log(
+def log_event(
     connection: Connection,
     show: str,
     kind: str,
@@ -663,6 +673,7 @@ def _log(
     key: tuple[str | None, str | None] = (None, None),
     details: Row | None = None,
 ) -> int:
+    """Notes what happened to a show's people and gives its number."""
     row = connection.execute(
         "INSERT INTO events (show, kind, person_id, ep_id, identity_id, actor, reason, details) "
         "VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING event_id",

@@ -13,7 +13,7 @@ from cleanup.edges.postgres_server import INDEX_LOCK
 
 # pgvector's limit for an index on vector.
 _MAX_DIMENSION = 2000
-_EF_SEARCH = 200
+_EF_SEARCH = 400
 # More than this share of a show's seeds is not worth an index.
 _MAX_SHARE = 0.1
 # Seeds to be found for a centroid beside all of the person with the most seeds, so that others are among them.

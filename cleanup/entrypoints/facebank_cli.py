@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +30,17 @@ LARGEST = Annotated[bool, typer.Option("--largest", help="Of several faces in a 
 ALIGNED = Annotated[bool, typer.Option("--aligned", help="The photos are aligned 112x112 crops; nothing is detected.")]
 # Two photos this alike are one picture, saved twice.
 _SAME_PICTURE = 0.98
+
+
+def _tell(line: str, value: dict[str, Any], *, is_json: bool) -> None:
+    if is_json:
+        print_json(value)
+    else:
+        typer.echo(line)
+
+
+def _count_seeds(n_seeds: int) -> str:
+    return f"{n_seeds} seed{'' if n_seeds == 1 else 's'}"
 
 
 def _load_models(resolved: ResolvedSettings) -> FaceModels:
@@ -245,7 +257,7 @@ def list_command(
             return
         for person in people:
             models = ", ".join(person.models) or "none"
-            typer.echo(f"{person.show}\t{person.person_id}\t{person.name}\t{person.n_seeds} seeds\t{models}")
+            typer.echo(f"{person.show}\t{person.person_id}\t{person.name}\t{_count_seeds(person.n_seeds)}\t{models}")
         if not people:
             typer.echo("nobody is enrolled; add people with: cleanup facebank enroll --show SHOW DIR", err=True)
 
@@ -300,14 +312,21 @@ def show_command(
 @with_setting_options(["facebank_dsn"])
 def feature_command(
     seed: Annotated[str, typer.Argument(metavar="SEED", help="Seed id, or how it begins.")],
+    dry_run: DRY_RUN = False,
     out_root: OUT_ROOT = None,
     config_dir: CONFIG_DIR = None,
+    json_output: JSON_OUTPUT = False,
     **settings: Any,
 ) -> None:
     """Makes a seed the one that stands for its person."""
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
-        entry = bank.facebank.feature(seed)
-        typer.echo(f"{entry.show}: {entry.seed.image_name} stands for {entry.seed.person_id}")
+        entry = bank.facebank.find_seed(seed) if dry_run else bank.facebank.feature(seed)
+        word = "would stand" if dry_run else "stands"
+        _tell(
+            f"{entry.show}: {entry.seed.image_name} {word} for {entry.seed.person_id}",
+            {"dry_run": dry_run, **_describe(entry)},
+            is_json=json_output,
+        )
 
 
 @facebank_app.command("remove")
@@ -318,6 +337,7 @@ def remove_command(
     dry_run: DRY_RUN = False,
     out_root: OUT_ROOT = None,
     config_dir: CONFIG_DIR = None,
+    json_output: JSON_OUTPUT = False,
     **settings: Any,
 ) -> None:
     """Removes a person with all seeds; their name goes from the episodes too."""
@@ -325,18 +345,28 @@ def remove_command(
         if dry_run:
             n_seeds = len(bank.facebank.list_seeds(show, bank.people.find_id(show, person)))
             identities = bank.people.list_identities(show, person)
-            typer.echo(f"{show}: {person} would go with {n_seeds} seeds, {len(identities)} identities lose the name")
+            _tell(
+                f"{show}: {person} would go with {_count_seeds(n_seeds)}, {len(identities)} identities lose the name",
+                {"show": show, "person_id": person, "dry_run": True, "seeds": n_seeds, "identities": len(identities)},
+                is_json=json_output,
+            )
             return
         removed: list[int] = []
+        touched: list[tuple[str, str]] = []
 
         def decide() -> list[tuple[str, str]]:
             known = person in {p.person_id for p in bank.people.list_people(show)}
             keys = [(r["ep_id"], r["identity_id"]) for r in bank.people.list_identities(show, person)] if known else []
-            removed.append(bank.facebank.remove(show, person))
+            removed.append(bank.facebank.remove(show, person, getpass.getuser()))
+            touched[:] = keys
             return keys
 
         bank.change(show, decide)
-        typer.echo(f"{show}: {person} removed with {removed[0]} seeds")
+        _tell(
+            f"{show}: {person} removed with {_count_seeds(removed[0])}",
+            {"show": show, "person_id": person, "dry_run": False, "seeds": removed[0], "identities": len(touched)},
+            is_json=json_output,
+        )
 
 
 @facebank_app.command("stats")
@@ -370,7 +400,7 @@ def stats_command(
             return
         for row in rows:
             typer.echo(
-                f"{row['show']}\t{row['people']} people, {row['seeds']} seeds ({', '.join(row['models'])}), "
+                f"{row['show']}\t{row['people']} people, {_count_seeds(row['seeds'])} ({', '.join(row['models'])}), "
                 f"{row['without_pictures']} without pictures"
             )
             if row["most_alike"] is not None:
@@ -388,6 +418,7 @@ def export_command(
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
     out_root: OUT_ROOT = None,
     config_dir: CONFIG_DIR = None,
+    json_output: JSON_OUTPUT = False,
     **settings: Any,
 ) -> None:
     """Writes people, seeds and pictures into one archive."""
@@ -397,7 +428,11 @@ def export_command(
         if target.exists() and not force:
             raise FacebankError(f"{target} is there already; --force replaces it")
         n_seeds, n_images = export_seeds(bank.root, bank.facebank, show, target)
-        typer.echo(f"{target}: {n_seeds} seeds, {n_images} pictures")
+        _tell(
+            f"{target}: {_count_seeds(n_seeds)}, {n_images} pictures",
+            {"file": str(target), "seeds": n_seeds, "pictures": n_images},
+            is_json=json_output,
+        )
 
 
 @facebank_app.command("import")
@@ -407,6 +442,7 @@ def import_command(
     dry_run: DRY_RUN = False,
     out_root: OUT_ROOT = None,
     config_dir: CONFIG_DIR = None,
+    json_output: JSON_OUTPUT = False,
     **settings: Any,
 ) -> None:
     """Adds people, seeds and pictures of an archive; what is there already stays."""
@@ -418,10 +454,12 @@ def import_command(
         root = open_root(out_root, resolved)
         with facebank_of(resolved, root) as facebank:
             n_seeds, n_new = import_seeds(root, facebank, source, is_dry_run=dry_run)
-        if dry_run:
-            typer.echo(f"{source}: valid, {n_seeds} seeds; nothing was done")
-        else:
-            typer.echo(f"{source}: {n_new} new seeds, {n_seeds - n_new} were there already")
+        done = f"{n_new} new, {n_seeds - n_new} were there already"
+        _tell(
+            f"{source}: {_count_seeds(n_seeds)}, {'valid; nothing was done' if dry_run else done}",
+            {"file": str(source), "dry_run": dry_run, "seeds": n_seeds, "enrolled": n_new},
+            is_json=json_output,
+        )
 
 
 @facebank_app.command("reembed")
@@ -431,6 +469,7 @@ def reembed_command(
     dry_run: DRY_RUN = False,
     out_root: OUT_ROOT = None,
     config_dir: CONFIG_DIR = None,
+    json_output: JSON_OUTPUT = False,
     **settings: Any,
 ) -> None:
     """Embeds all seeds anew with the model of --models, from their kept crops; all or none."""
@@ -449,14 +488,17 @@ def reembed_command(
         bad = [e.seed.image_name for e, norm in zip(entries, norms[:, 0], strict=True) if not norm > 0]
         if bad:
             raise FacebankError(f"the model gives no embedding for {', '.join(bad)}; nothing was changed")
+        told = {"dry_run": dry_run, "seeds": len(entries), "model": recogniser.name, "dimension": vectors.shape[1]}
         if dry_run:
-            typer.echo(f"{len(entries)} seeds would be embedded anew with {recogniser.name}; nothing was done")
+            line = f"{_count_seeds(len(entries))} would be embedded anew with {recogniser.name}; nothing was done"
+            _tell(line, told, is_json=json_output)
             return
         embeddings = {e.seed_id: v for e, v in zip(entries, (vectors / norms).astype(np.float32), strict=True)}
         bank.facebank.replace_embeddings(
             recogniser.name, recogniser.sha256, embeddings, sorted({entry.show for entry in entries})
         )
-        typer.echo(f"{len(entries)} seeds are embedded with {recogniser.name} ({vectors.shape[1]} dimensions) now")
+        line = f"{_count_seeds(len(entries))} embedded anew with {recogniser.name} ({vectors.shape[1]} dimensions)"
+        _tell(line, told, is_json=json_output)
 
 
 @facebank_app.command("backfill")
@@ -470,6 +512,7 @@ def backfill_command(
     dry_run: DRY_RUN = False,
     out_root: OUT_ROOT = None,
     config_dir: CONFIG_DIR = None,
+    json_output: JSON_OUTPUT = False,
     **settings: Any,
 ) -> None:
     """Makes the pictures of seeds that have none, from the photos they were enrolled from."""
@@ -500,7 +543,12 @@ def backfill_command(
         if not dry_run:
             bank.facebank.set_images(filled)
         word = "would get" if dry_run else "got"
-        typer.echo(f"{show}: {len(filled)} seeds {word} pictures, {len(entries) - len(filled)} still have none")
+        n_left = len(entries) - len(filled)
+        _tell(
+            f"{show}: {_count_seeds(len(filled))} {word} pictures, {n_left} still have none",
+            {"show": show, "dry_run": dry_run, "filled": len(filled), "without_pictures": n_left},
+            is_json=json_output,
+        )
 
 
 @facebank_app.command("check")
@@ -523,6 +571,6 @@ def check_command(
         else:
             for problem in problems:
                 typer.echo(problem)
-            typer.echo(f"{len(entries)} seeds, {len(problems)} problem{'' if len(problems) == 1 else 's'}")
+            typer.echo(f"{_count_seeds(len(entries))}, {len(problems)} problem{'' if len(problems) == 1 else 's'}")
         if problems:
             raise typer.Exit(1)

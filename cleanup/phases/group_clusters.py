@@ -21,6 +21,7 @@ from cleanup.algorithms.facebank_matching import (
     combine_seeds,
     decide_match,
     find_dissent,
+    find_tier,
 )
 from cleanup.algorithms.person_linking import Link
 from cleanup.episode import Episode
@@ -102,7 +103,7 @@ def group_clusters(
     else:
         rejected = {r["identity_id"]: find_rejected(episode.ep_id, r["track_ids"], state.rejections) for r in rows}
         decisions, votes = _decide(asked, matches, settings, rejected)
-        _name_rows(rows, decisions, votes, shared, found)
+        _name_rows(rows, decisions, votes, shared, settings, found)
     # A known person comes near, but something speaks against it: that is no unknown person.
     doubtful = {
         identity_id
@@ -114,7 +115,7 @@ def group_clusters(
         show, episode.ep_id, model, state, settings, pooled, n_faces, n_seen, shared, frozenset(doubtful)
     )
     links = linker.link(rows, centroids)
-    _name_linked(rows, links, episode.ep_id, state, found)
+    _name_linked(rows, links, episode.ep_id, state, settings, found)
     by_hand = frozenset(read_manual_assignments(episode)[0].values())
     rows = _merge_rows(rows, shared, by_hand, found)
     merged = episode.replace(identities=schemas.build_table(rows, schemas.IDENTITY_SCHEMA))
@@ -127,6 +128,7 @@ def group_clusters(
         "auto_assigned_identities": len(found.assigned),
         "ambiguous": found.ambiguous,
         "grouping": {
+            "counts": _count(rows, found),
             "centroids": {
                 row["identity_id"]: {
                     "centroid": [round(float(v), 6) for v in centroids[row["identity_id"]].vector],
@@ -156,6 +158,22 @@ def group_clusters(
         "warnings": warnings,
     }
     return episode.replace(identities=schemas.build_table(rows, schemas.IDENTITY_SCHEMA)), outcome
+
+
+def _count(rows: Sequence[Row], found: _Grouping) -> dict[str, int]:
+    """What each step did, in identities: matching to photos, to other episodes, merging, and what is left."""
+    return {
+        "identities": len(rows),
+        "matched_by_photo": sum(entry["seed_match"] for entry in found.assigned),
+        "matched_by_episode": sum(not entry["seed_match"] for entry in found.assigned),
+        "merged_away": sum(len(group["cluster_ids"]) - 1 for group in found.groups),
+        "new_people": len(found.new_people),
+        "suggested": len(found.suggestions),
+        "ambiguous": len(found.ambiguous),
+        "conflicts": len(found.conflicts),
+        "disagreements": len(found.disagreements),
+        "nobody": sum(row["person_id"] is None and row["name"] is None for row in rows),
+    }
 
 
 def _share_a_frame(a: Row, b: Row, shared: set[tuple[int, int]]) -> bool:
@@ -208,6 +226,7 @@ def _name_rows(
     decisions: dict[str, MatchDecision],
     votes: Mapping[str, Sequence[str]],
     shared: set[tuple[int, int]],
+    settings: GroupClustersSettings,
     found: _Grouping,
 ) -> None:
     """Names the clear cases, the most similar first, so that of two that share a frame the better one gets the name."""
@@ -228,7 +247,7 @@ def _name_rows(
         if decision.status == AMBIGUOUS:
             found.ambiguous.append(_describe_ambiguous(row, decision))
         elif decision.status == SUGGESTED:
-            found.suggestions.append(_describe_suggestion(row, best, "photo"))
+            found.suggestions.append(_describe_suggestion(row, best, "photo", settings.facebank_similarity))
         elif decision.status == ASSIGNED:
             dissent = find_dissent(best.person_id, votes.get(row["identity_id"], ()))
             if dissent:
@@ -262,7 +281,12 @@ def _name_rows(
 
 
 def _name_linked(
-    rows: list[Row], links: Mapping[tuple[str, str], Link], ep_id: str, state: ShowState, found: _Grouping
+    rows: list[Row],
+    links: Mapping[tuple[str, str], Link],
+    ep_id: str,
+    state: ShowState,
+    settings: GroupClustersSettings,
+    found: _Grouping,
 ) -> None:
     """Gives the identities that neither a seed nor a human named the people they were linked to."""
     dissenting = {entry["cluster_id"] for entry in found.disagreements}
@@ -281,7 +305,7 @@ def _name_linked(
             if link.decision.status == AMBIGUOUS:
                 found.ambiguous.append(_describe_ambiguous(row, link.decision))
             elif link.decision.status == SUGGESTED or link.is_conflict:
-                found.suggestions.append(_describe_suggestion(row, best, "episode"))
+                found.suggestions.append(_describe_suggestion(row, best, "episode", settings.person_similarity))
             continue
         is_unknown = link.person_id not in state.names or link.person_id in state.unknown_ids
         name = None if is_unknown else state.names[link.person_id]
@@ -321,13 +345,14 @@ def _best_similarity(decision: MatchDecision) -> float:
     return decision.best.similarity if decision.best is not None else -1.0
 
 
-def _describe_suggestion(row: Row, best: PersonSimilarity, by: str) -> Row:
+def _describe_suggestion(row: Row, best: PersonSimilarity, by: str, min_similarity: float) -> Row:
     """``by``: compared with the person's seed photos, or with the person in other episodes."""
     return {
         "cluster_id": row["identity_id"],
         "suggested_person_id": best.person_id,
         "distance": round(1 - best.similarity, 4),
         "by": by,
+        "tier": find_tier(best.similarity, min_similarity),
     }
 
 

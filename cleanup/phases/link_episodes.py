@@ -184,7 +184,8 @@ class EpisodeLinker:
         n_faces = sum(self.n_faces[t] for t in row["track_ids"])
         source = {FACEBANK_SOURCE: SEED, PERSON_SOURCE: PERSON}.get(row["person_source"], NONE)
         stored = self._stored.get(row["identity_id"])
-        if is_human_named(row) or (source != SEED and stored is not None and self._is_settled(stored)):
+        is_confirmed = is_human_named(row) or (row["is_locked"] and row["person_id"] is not None)
+        if is_confirmed or (source != SEED and stored is not None and self._is_settled(stored)):
             source = HUMAN
         return ShowCluster(
             ep_id=self.ep_id,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cleanup.algorithms.episode_metrics import compute_metrics, find_missed_targets
-from cleanup.algorithms.facebank_matching import PersonSimilarity, combine_seeds, decide_match, find_dissent
+from cleanup.algorithms.facebank_matching import PersonSimilarity, combine_seeds, decide_match, find_dissent, find_tier
 
 
 def decide(*similarities: float) -> str:
@@ -29,6 +29,11 @@ def decide(*similarities: float) -> str:
 )
 def test_the_decision_follows_similarity_and_margin(similarities: tuple[float, ...], status: str) -> None:
     assert decide(*similarities) == status
+
+
+@pytest.mark.parametrize(("similarity", "tier"), [(0.39, "likely"), (0.35, "likely"), (0.34, "possible")])
+def test_a_suggestion_near_the_threshold_is_likelier(similarity: float, tier: str) -> None:
+    assert find_tier(similarity, 0.4) == tier
 
 
 def test_metrics_of_a_small_episode() -> None:

@@ -76,10 +76,10 @@ def test_another_model_or_dimension_is_refused_with_both_names(
 def test_a_removed_person_is_gone_with_all_seeds(facebank: PostgresFacebank) -> None:
     facebank.enroll("show", "m", "sha", [make_seed(0), make_seed(0, 1), make_seed(1)])
 
-    assert facebank.remove("show", "p0") == 2
+    assert facebank.remove("show", "p0", "me") == 2
     assert [p.person_id for p in facebank.list_people()] == ["p1"]
     with pytest.raises(FacebankError, match="has no person 'p0'"):
-        facebank.remove("show", "p0")
+        facebank.remove("show", "p0", "me")
 
 
 def test_what_was_enrolled_is_there_after_the_server_stopped(tmp_path: Path) -> None:

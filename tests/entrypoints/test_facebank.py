@@ -81,7 +81,25 @@ def test_a_dry_run_does_nothing(root: Path, drawn: Path, photos: Path, tmp_path:
     before = listed(root)
     facebank(root, "remove", "--show", SHOW, "--person", "actor-1", "--dry-run")
     facebank(root, "reembed", "--models", drawn / "models", "--dry-run")
+    [seed] = json.loads(facebank(root, "show", "actor-1", "--show", SHOW, "--json").stdout)
+    told = json.loads(facebank(root, "feature", seed["seed_id"], "--dry-run", "--json").stdout)
+    assert told["dry_run"] and told["seed_id"] == seed["seed_id"] and not told["featured"]
     assert listed(root) == before
+    assert json.loads(facebank(root, "show", "actor-1", "--show", SHOW, "--json").stdout) == [seed]
+
+
+def test_what_changes_the_facebank_says_so_for_programs(enrolled: Path, drawn: Path, tmp_path: Path) -> None:
+    archive, n_seeds = tmp_path / "seeds.tar.gz", sum(listed(enrolled).values())
+
+    exported = json.loads(facebank(enrolled, "export", archive, "--json").stdout)
+    removed = json.loads(facebank(enrolled, "remove", "--show", SHOW, "--person", "actor-1", "--json").stdout)
+    imported = json.loads(facebank(enrolled, "import", archive, "--json").stdout)
+    reembedded = json.loads(facebank(enrolled, "reembed", "--models", drawn / "models", "--json").stdout)
+
+    assert exported["seeds"] == imported["seeds"] == reembedded["seeds"] == n_seeds
+    assert removed["seeds"] == imported["enrolled"] == 1
+    events = json.loads(cleanup("people", "log", "--show", SHOW, "--out-root", enrolled, "--json").stdout)
+    assert [(e["kind"], e["person_id"]) for e in events] == [("remove", "actor-1")]
 
 
 def test_one_photo_cannot_be_two_people(root: Path, drawn: Path, photos: Path) -> None:
@@ -120,7 +138,7 @@ def test_one_seed_stands_for_a_person(enrolled: Path, drawn: Path, photos: Path)
     featured = [s["seed_id"] for s in json.loads(facebank(enrolled, "show", "actor-1", "--show", SHOW, "--json").stdout)
                 if s["featured"]]  # fmt: skip
     assert featured == [seeds[-1]["seed_id"]] and len(seeds) == 2
-    assert "no seed begins" in facebank(enrolled, "feature", "zzz", code=2).stderr
+    assert "no seed id begins" in facebank(enrolled, "feature", "zzz", code=2).stderr
 
 
 def test_an_archive_gives_another_server_the_same_seeds(enrolled: Path, tmp_path: Path) -> None:
@@ -130,7 +148,7 @@ def test_an_archive_gives_another_server_the_same_seeds(enrolled: Path, tmp_path
 
     facebank(other, "import", archive)
 
-    assert "0 new seeds" in facebank(other, "import", archive).stdout
+    assert "0 new, " in facebank(other, "import", archive).stdout
     assert "0 problems" in facebank(other, "check").stdout
     vectors = make_people(3, 64).astype(np.float32)
     matches = []

@@ -179,6 +179,19 @@ def test_locks_are_set_kept_and_lifted(root: Path) -> None:
     assert "no identity 'id_0099'" in people(root, "lock", FIRST, "id_0099", code=2).stderr
 
 
+def test_who_is_locked_stays_who_they_are_whatever_comes_later(root: Path) -> None:
+    group(root, FIRST), group(root, SECOND)
+    people(root, "lock", FIRST, "id_0002")
+    enroll(root, "berta", 1)
+
+    group(root, SECOND)
+
+    assert labels(root, SECOND)["id_0002"] == ("berta", "Berta")
+    assert labels(root, FIRST)["id_0002"] == ("unknown-0001", None)
+    shown = json.loads(people(root, "show", "unknown-0001", "--show", "show", "--json").stdout)
+    assert [(row["ep_id"], row["source"]) for row in shown] == [(FIRST, "human")]
+
+
 def test_a_name_that_a_human_wrote_into_a_file_spreads(root: Path) -> None:
     path = root / "manifests" / FIRST / "identities.json"
     document = json.loads(path.read_text())
