@@ -124,7 +124,8 @@ def test_the_report_has_every_documented_key(enrolled: Path) -> None:
         "schema_version",
     } <= set(report)  # fmt: skip
     assert set(report["splits"]) == {"hard", "streak", "iou", "total"}
-    assert set(report["grouping"]) == {"centroids", "within_episode", "across_episodes"}
+    assert set(report["grouping"]) == {"counts", "centroids", "within_episode", "across_episodes"}
+    assert report["grouping"]["counts"]["matched_by_photo"] == len(report["grouping"]["across_episodes"]["assigned"])
     assert {"tracks_split", "new_tracks_created"} <= set(report["split_tracks"])
     assert {"faces_rejected", "rejected_by_reason", "mean_quality_before", "mean_quality_after"} <= set(
         report["reembed"]
