@@ -56,6 +56,10 @@ class BusyError(CleanupError):
     """Another run is working on the same episode."""
 
 
+class JobError(CleanupError):
+    """There is no such job, or it cannot do what is asked of it."""
+
+
 class EngineError(CleanupError):
     """The engine failed: a worker died, Ray did not start. The input may be fine."""
 

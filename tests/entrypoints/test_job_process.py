@@ -1,0 +1,63 @@
+"""The process of one job: it does what the command does and notes its end, also when it is stopped."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cleanup.edges.job_store import CANCELED, FAILED, SUCCEEDED, JobStore
+from tests.builders import snapshot
+
+EP = "demo-s01e01"
+
+
+def start(root: Path, **requested: Any) -> tuple[JobStore, str, subprocess.Popen[bytes]]:
+    store = JobStore(root / "runs" / "jobs")
+    asked = {"out_root": str(root), "models": str(root / "models"), "write_back": True, **requested}
+    job_id = store.create("episode", (EP,), asked).job_id
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cleanup.entrypoints.job_process", root / "runs" / "jobs", job_id],
+        start_new_session=True, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    return store, job_id, process
+
+
+def test_a_job_does_what_the_command_does(drawn: Path) -> None:
+    store, job_id, process = start(drawn, actions=["split_tracks", "recluster"], stride=4)
+    assert process.wait(120) == 0
+
+    job = store.read(job_id)
+
+    assert job.state == SUCCEEDED and job.summary is not None and job.error is None
+    assert job.summary["actions_completed"] == ["split_tracks", "recluster"]
+    assert job.summary["settings"]["stride"]["value"] == 4
+    assert (store.folder_of(job_id) / "progress.json").exists()
+
+
+def test_a_stopped_job_is_canceled_and_leaves_the_files(drawn: Path) -> None:
+    before = snapshot(drawn / "manifests")
+    store, job_id, process = start(drawn)
+    progress = store.folder_of(job_id) / "progress.json"
+    deadline = time.monotonic() + 60
+    while not progress.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.wait(30)
+
+    job = store.read(job_id)
+
+    assert (job.state, job.error) == (CANCELED, "canceled; no file is half written")
+    assert snapshot(drawn / "manifests") == before
+
+
+def test_a_job_that_cannot_be_done_says_why(drawn: Path) -> None:
+    store, job_id, process = start(drawn, stride=0)
+    process.wait(60)
+
+    job = store.read(job_id)
+
+    assert job.state == FAILED and "stride" in str(job.error) and "\n" not in str(job.error)
