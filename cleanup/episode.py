@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 from cleanup.errors import ArtifactError
 
 DOCUMENTED, EMITTED = "documented", "emitted"
-_SHOW = r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
-_EP_ID = re.compile(rf"(?P<show>{_SHOW})-s\d{{2,3}}e\d{{2,4}}")
+SHOW_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
+EP_ID_PATTERN = rf"({SHOW_PATTERN})-s[0-9]{{2,3}}e[0-9]{{2,4}}"
+_EP_ID = re.compile(EP_ID_PATTERN)
 
 
 def check_ep_id(ep_id: str) -> str:
@@ -36,7 +37,7 @@ def check_show(show: str) -> str:
     Raises:
         ArtifactError: It holds something else than letters, digits, - and _.
     """
-    if not re.fullmatch(_SHOW, show):
+    if not re.fullmatch(SHOW_PATTERN, show):
         raise ArtifactError(f"show {show!r} may hold letters, digits, - and _ only, as in its episode ids")
     return show
 
@@ -46,7 +47,7 @@ def show_of(ep_id: str) -> str:
     match = _EP_ID.fullmatch(ep_id)
     if match is None:
         raise ArtifactError(f"episode id {ep_id!r} names no show")
-    return match["show"]
+    return match[1]
 
 
 def format_identity_id(dialect: str, number: int) -> str:

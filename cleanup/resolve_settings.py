@@ -220,7 +220,7 @@ def _convert(spec: SettingSpec, value: Any, source: str) -> Any:
         raise wrong
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise wrong from None
     if not math.isfinite(number) or (spec.kind is int and number != int(number)):
         raise wrong

@@ -1,12 +1,14 @@
 """Jobs of the HTTP API on disk: what was asked for, who works on it, how it ended. They outlive the API.
 
 A job is a folder under ``runs/jobs`` of the data root. The process that does it holds the lock in its folder while it
-lives, so whether a job is running is asked of the system and not remembered. The first three are written once, whole:
+lives, so whether a job is running is asked of the system and not remembered. (Of a job on a Ray cluster the cluster is
+asked, by whoever submitted it: locks need not reach from host to host.) The first three are written once, whole:
 
     request.json   what was asked for, by the API
     process.json   process and start, by the job
     end.json       state, error, time and report, by the job; by the API if the job never began or died without a word
-    progress.json  cleanup_progress.json's content, by the job
+    progress.json  where it stands, as cleanup_progress.json or season_progress.json, by the job
+    events.jsonl   every state of progress.json there was, a line each, by the job
     log.txt        the job's standard error
 """
 
@@ -31,6 +33,7 @@ import orjson
 from cleanup.edges.write_back import write_synced
 from cleanup.errors import BusyError, JobError
 
+EPISODE, SEASON = "episode", "season"
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELED = "queued", "running", "succeeded", "failed", "canceled"
 ENDED = frozenset({SUCCEEDED, FAILED, CANCELED})
 _JOB_ID = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{8}")
@@ -48,10 +51,13 @@ class Job:
         ep_ids: The episodes, as asked for.
         requested: The options, as asked for.
         created_at: When it was asked for, ISO 8601.
+        is_on_ray: Whether it is a job of a Ray cluster, and not a process of the API's host.
+        key: The caller's Idempotency-Key, or None.
         state: ``queued``, ``running``, ``succeeded``, ``failed`` or ``canceled``.
         started_at: When its process began, or None.
         ended_at: When it ended, or None.
-        pid: Its process while it runs, or None.
+        host: Where its process is or was, or None.
+        pid: Its process while it runs on this host, or None.
         error: One line if it failed or was canceled, or None.
         summary: The report if it succeeded, or None.
     """
@@ -61,9 +67,12 @@ class Job:
     ep_ids: tuple[str, ...]
     requested: Mapping[str, Any]
     created_at: str
+    is_on_ray: bool
+    key: str | None
     state: str
     started_at: str | None
     ended_at: str | None
+    host: str | None
     pid: int | None
     error: str | None
     summary: Mapping[str, Any] | None
@@ -79,11 +88,28 @@ class JobStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def create(self, kind: str, ep_ids: tuple[str, ...], requested: Mapping[str, Any]) -> Job:
+    @contextlib.contextmanager
+    def hold_all(self) -> Iterator[None]:
+        """Held by who decides whether a job is created or started; others wait."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "lock").open("ab") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    def create(
+        self,
+        kind: str,
+        ep_ids: tuple[str, ...],
+        requested: Mapping[str, Any],
+        *,
+        is_on_ray: bool = False,
+        key: str | None = None,
+    ) -> Job:
         """Notes a new job, queued."""
         now = datetime.now(UTC)
         job_id = f"{now:%Y%m%dT%H%M%S.%f}Z-{secrets.token_hex(4)}"
-        request = {"kind": kind, "ep_ids": ep_ids, "requested": requested, "created_at": _format(now)}
+        request = {"kind": kind, "ep_ids": ep_ids, "requested": requested, "created_at": _format(now),
+                   "is_on_ray": is_on_ray, "key": key}  # fmt: skip
         staged = self._folder / f".{job_id}"
         staged.mkdir(parents=True)
         write_synced(staged / "request.json", orjson.dumps(request, option=orjson.OPT_INDENT_2))
@@ -101,17 +127,20 @@ class JobStore:
         assert request is not None
         is_held = _is_held(folder / "lock")  # before end.json: who lets go has written it
         process, end = _load(folder / "process.json"), _load(folder / "end.json")
-        state = QUEUED if process is None else RUNNING if is_held else FAILED
+        state = QUEUED if process is None else RUNNING if is_held or request["is_on_ray"] else FAILED
         return Job(
             job_id=job_id,
             kind=request["kind"],
             ep_ids=tuple(request["ep_ids"]),
             requested=request["requested"],
             created_at=request["created_at"],
+            is_on_ray=request["is_on_ray"],
+            key=request["key"],
             state=state if end is None else end["state"],
             started_at=None if process is None else process["started_at"],
             ended_at=None if end is None else end["ended_at"],
-            pid=process["pid"] if process is not None and end is None and is_held else None,
+            host=None if process is None else process["host"],
+            pid=process["pid"] if process is not None and is_held and process["host"] == socket.gethostname() else None,
             error=end["error"] if end is not None else _DIED if state == FAILED else None,
             summary=None if end is None else end["summary"],
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,17 @@ class ProgressFile:
         path: The file; its folder is made.
         ep_id: Episode the run works on.
         remote: Data root behind a URL that the file is stored in as well, less often; or None.
+        on_record: Given every record that is written, or None.
     """
 
-    def __init__(self, path: Path, ep_id: str, remote: RemoteRoot | None = None) -> None:
-        self.path, self._ep_id = path, ep_id
+    def __init__(
+        self,
+        path: Path,
+        ep_id: str,
+        remote: RemoteRoot | None = None,
+        on_record: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        self.path, self._ep_id, self._on_record = path, ep_id, on_record
         self._mirror = RemoteCopy(path, remote)
         self._started = time.monotonic()
         self._last_write = -_MIN_INTERVAL_S
@@ -90,6 +98,8 @@ class ProgressFile:
         self._record["total_elapsed_seconds"] = round(now - self._started, 2)
         self._record["updated_at"] = datetime.now(UTC).isoformat(timespec="milliseconds")
         replace_file(self.path, orjson.dumps(self._record, option=orjson.OPT_INDENT_2))
+        if self._on_record is not None:
+            self._on_record(self._record)
         self._mirror.store(is_last=self._record["phase"] in ("done", "failed", "canceled"))
 
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -183,6 +183,7 @@ def run_episode_job(
     on_progress: ReportProgress | None = None,
     is_stop_requested: Callable[[], bool] = _nobody_stops,
     tools: Tools | None = None,
+    on_record: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Runs a job: lock, read, refine, check, and with write-back replace the episode's files in one commit.
 
@@ -192,6 +193,7 @@ def run_episode_job(
         is_stop_requested: Asked at every step of progress; a run that is stopped, or fails because of an interrupt,
             says "canceled".
         tools: Engine and Facebank shared with other runs; None makes them for this run.
+        on_record: Given whatever the progress file gets.
 
     Returns:
         The report, as it was written; with ``unchanged`` true, the last run's, if nothing was to be done.
@@ -222,7 +224,7 @@ def run_episode_job(
         run_folder = paths.runs / run_id
         run_folder.mkdir(parents=True)
         progress_path = job.progress_file or (paths.progress if job.write_back else run_folder / paths.progress.name)
-        progress = ProgressFile(progress_path, job.ep_id, remote)
+        progress = ProgressFile(progress_path, job.ep_id, remote, on_record)
 
         def tell(event: PhaseProgress) -> None:
             progress(event)

@@ -1,105 +1,253 @@
-"""Starts the jobs of the HTTP API as processes of their own, so many at a time, and stops them."""
+"""Starts the jobs of the HTTP API, so many at a time, and stops them. What runs outlives this process."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from cleanup.edges.job_store import CANCELED, ENDED, QUEUED, RUNNING, Job, JobStore
-from cleanup.errors import BusyError
+from cleanup.edges.job_store import CANCELED, ENDED, FAILED, QUEUED, RUNNING, Job, JobStore
+from cleanup.errors import BusyError, EngineError, JobError
 
-_POLL_S = 0.1
-# A run stops at its next step of progress; one that does not is killed, and its journal keeps the files whole.
-_PATIENCE_S = 4.0
+_log = logging.getLogger(__name__)
+_POLL_S = 0.05
+# A run stops at once or at its next step; one that does not is killed, and its journal keeps the files whole.
+_PATIENCE_S = 3.0
+_KILL_S = 1.0
+_RAY_PATIENCE_S = 20.0
 
 
-class JobPool:
-    """Jobs of one data root, done by processes that outlive this one.
+class Runner(Protocol):
+    """How jobs are done: as processes of this host, or on a Ray cluster."""
 
-    Args:
-        root: Data root.
-        max_running: Jobs at a time; the others wait their turn.
-        max_kept: Jobs that are kept after they have ended.
-    """
+    is_ray: bool
 
-    def __init__(self, root: Path, *, max_running: int, max_kept: int) -> None:
-        self.store = JobStore(root / "runs" / "jobs")
-        self._max_running, self._max_kept = max_running, max_kept
-        self._lock = threading.Lock()
+    def start(self, folder: Path, job_id: str) -> None:
+        """Starts a job that nobody has begun; one that was started before stays as it is."""
+
+    def find_end(self, job: Job) -> str | None:
+        """Why a job that has noted no end is not going to; None while it runs or may still begin."""
+
+    def stop(self, store: JobStore, job: Job) -> None:
+        """Stops a job and comes back when nothing of it is left."""
+
+
+class ProcessRunner:
+    """Jobs as processes of this host, each the leader of a session."""
+
+    is_ray = False
+
+    def __init__(self) -> None:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
-    def submit(self, kind: str, ep_ids: tuple[str, ...], requested: Mapping[str, Any]) -> Job:
-        """Notes a job, and starts it if there is room.
-
-        Raises:
-            BusyError: A job for one of the episodes has not ended; the message names it.
-        """
-        with self._lock:
-            for job in self._list_open():
-                taken = set(job.ep_ids) & set(ep_ids)
-                if taken:
-                    raise BusyError(f"{sorted(taken)[0]}: job {job.job_id} is {job.state} for it; wait or cancel it")
-            job_id = self.store.create(kind, ep_ids, requested).job_id
-            self.store.prune(self._max_kept)
-        self.start_waiting()
-        return self.store.read(job_id)
-
-    def start_waiting(self) -> None:
-        """Starts jobs that wait, oldest first, while there is room."""
-        with self._lock:
-            for job_id in [job_id for job_id, child in self._children.items() if child.poll() is not None]:
-                del self._children[job_id]
-            jobs = self._list_open()
-            starting = {job.job_id for job in jobs if job.state == QUEUED and job.job_id in self._children}
-            n_running = sum(job.state == RUNNING for job in jobs) + len(starting)
-            waiting = [job for job in reversed(jobs) if job.state == QUEUED and job.job_id not in starting]
-            for job in waiting[: max(0, self._max_running - n_running)]:
-                self._children[job.job_id] = self._start(job.job_id)
-
-    def cancel(self, job_id: str) -> Job:
-        """Stops a job, all of it, and gives it as it is then; one that has ended stays as it is."""
-        job = self.store.read(job_id)
-        if job.state == QUEUED:
-            with contextlib.suppress(BusyError), self.store.hold(job_id):
-                self.store.end(job_id, CANCELED, "canceled before it began")
-        deadline = time.monotonic() + _PATIENCE_S
-        is_asked = False
-        while (job := self.store.read(job_id)).state not in ENDED:
-            if job.pid is not None and not is_asked:
-                is_asked = True
-                _signal(job.pid, signal.SIGTERM)
-            if job.pid is not None and time.monotonic() > deadline:
-                _signal(job.pid, signal.SIGKILL)
-                self.store.end(job_id, CANCELED, "canceled; its process did not stop and was killed")
-            time.sleep(_POLL_S)
-        self.start_waiting()
-        return job
-
-    def _list_open(self) -> list[Job]:
-        jobs = [self.store.read(job_id) for job_id in self.store.list_ids()]
-        return [job for job in jobs if job.state not in ENDED]
-
-    def _start(self, job_id: str) -> subprocess.Popen[bytes]:
-        folder = self.store.folder_of(job_id)
-        with (folder / "log.txt").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "cleanup.entrypoints.job_process", str(folder.parent), job_id],
+    def start(self, folder: Path, job_id: str) -> None:
+        """See Runner."""
+        with (folder / job_id / "log.txt").open("ab") as log:
+            self._children[job_id] = subprocess.Popen(
+                [sys.executable, "-m", "cleanup.entrypoints.job_process", str(folder), job_id],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
+    def find_end(self, job: Job) -> str | None:
+        """See Runner."""
+        child = self._children.get(job.job_id)
+        if child is not None and child.poll() is not None:
+            del self._children[job.job_id]
+            if job.state == QUEUED:
+                return f"its process ended with {child.returncode} before it began; see the job's log"
+        return job.error
 
-def _signal(pid: int, number: signal.Signals) -> None:
-    """To the process and, as it leads a group, to those it started."""
-    with contextlib.suppress(ProcessLookupError):
-        if number == signal.SIGKILL:
-            os.killpg(pid, number)
-        else:
-            os.kill(pid, number)
+    def stop(self, store: JobStore, job: Job) -> None:
+        """See Runner."""
+        _wait(lambda: store.read(job.job_id).state != QUEUED or job.job_id not in self._children, _PATIENCE_S)
+        pid = store.read(job.job_id).pid
+        if pid is None:
+            return
+        for number, patience in ((signal.SIGTERM, _PATIENCE_S), (signal.SIGKILL, _KILL_S)):
+            with contextlib.suppress(ProcessLookupError):
+                # Asked to stop, the job stops what it started; killed, it cannot.
+                os.kill(pid, number) if number == signal.SIGTERM else os.killpg(pid, number)
+            if _wait(lambda: store.read(job.job_id).pid is None, patience):
+                return
+        raise JobError(f"job {job.job_id}: process {pid} cannot be stopped; it hangs in the system")
+
+
+class RayRunner:
+    """Jobs on a Ray cluster. The cluster's nodes see the data root under the same path.
+
+    Args:
+        address: URL of the cluster's dashboard.
+        environment: Environment variables of every job, none of them secret.
+    """
+
+    is_ray = True
+
+    def __init__(self, address: str, environment: Mapping[str, str]) -> None:
+        from cleanup.edges.ray_jobs import RayJobs
+
+        self.jobs = RayJobs(address, environment)
+
+    def start(self, folder: Path, job_id: str) -> None:
+        """See Runner."""
+        self.jobs.start(folder, job_id)
+
+    def find_end(self, job: Job) -> str | None:
+        """See Runner."""
+        end = self.jobs.find_end(job.job_id)
+        return None if end is None else f"the Ray job ended without a word: {' '.join(end.split())[:300]}"
+
+    def stop(self, store: JobStore, job: Job) -> None:
+        """See Runner."""
+        self.jobs.stop(job.job_id)
+        if not _wait(lambda: self.jobs.find_end(job.job_id) is not None, _RAY_PATIENCE_S):
+            raise JobError(f"job {job.job_id}: Ray has not stopped it yet; ask again")
+
+
+class JobPool:
+    """The jobs of one data root.
+
+    Args:
+        root: Data root.
+        runner: How they are done.
+        max_running: Jobs at a time; the others wait their turn.
+        max_waiting: Jobs that may wait.
+        max_kept: Jobs that are kept after they have ended.
+    """
+
+    def __init__(self, root: Path, runner: Runner, *, max_running: int, max_waiting: int, max_kept: int) -> None:
+        self._folder = root / "runs" / "jobs"
+        self.store = JobStore(self._folder)
+        self._runner = runner
+        self._max_running, self._max_waiting, self._max_kept = max_running, max_waiting, max_kept
+        self._lock = threading.Lock()
+        self._started: set[str] = set()
+        self._ended: set[str] = set()
+
+    def submit(
+        self, kind: str, ep_ids: tuple[str, ...], requested: Mapping[str, Any], key: str | None = None
+    ) -> tuple[Job, bool]:
+        """Notes a job and starts it if there is room.
+
+        Returns:
+            The job, and whether it is new: with the key of an earlier one it is that one.
+
+        Raises:
+            BusyError: A job for one of the episodes has not ended (the message names it), too many wait, or the key
+                was used for something else.
+        """
+        with self._lock, self.store.hold_all():
+            if key is not None:
+                for job in map(self.store.read, self.store.list_ids()):
+                    if job.key == key:
+                        if (job.kind, job.ep_ids, dict(job.requested)) != (kind, ep_ids, dict(requested)):
+                            raise BusyError(f"Idempotency-Key {key!r} was used for another request: job {job.job_id}")
+                        return job, False
+            waiting = 0
+            for job in self._list_open():
+                waiting += job.state == QUEUED
+                taken = set(job.ep_ids) & set(ep_ids)
+                if taken:
+                    raise BusyError(f"{sorted(taken)[0]}: job {job.job_id} is {job.state} for it; wait or cancel it")
+            if waiting >= self._max_waiting:
+                raise BusyError(f"{waiting} jobs are waiting already; try again later")
+            job_id = self.store.create(kind, ep_ids, requested, is_on_ray=self._runner.is_ray, key=key).job_id
+            self._ended.difference_update(self.store.prune(self._max_kept))
+        self.tend()
+        return self.store.read(job_id), True
+
+    def tend(self) -> None:
+        """Notes the end of jobs that died without a word, and starts those that wait, oldest first, while there is room."""
+        with self._lock, self.store.hold_all():
+            jobs = self._list_open()
+            n_running = 0
+            for job in jobs:
+                if job.state == RUNNING or job.job_id in self._started:
+                    n_running += 1
+                if job.job_id in self._started or job.state == RUNNING:
+                    n_running -= self._note_end(job)
+            for job in reversed(jobs):
+                if job.state == QUEUED and job.job_id not in self._started and n_running < self._max_running:
+                    n_running += 1
+                    self._start(job.job_id)
+
+    def cancel(self, job_id: str) -> Job:
+        """Stops a job, all of it, and gives it as it is then; one that has ended stays as it is.
+
+        Raises:
+            JobError: There is no such job, or it cannot be stopped from here.
+        """
+        with self._lock, self.store.hold_all():
+            job = self.store.read(job_id)
+            if job.state == QUEUED and job_id not in self._started:
+                self.store.end(job_id, CANCELED, "canceled before it began")
+        if job.state not in ENDED:
+            if job.is_on_ray != self._runner.is_ray:
+                raise JobError(f"job {job_id} runs {'on Ray' if job.is_on_ray else 'locally'}, this API does not")
+            if not job.is_on_ray and job.host not in (None, socket.gethostname()):
+                raise JobError(f"job {job_id} runs on {job.host}; cancel it through the API there")
+            self._runner.stop(self.store, job)
+            self.store.end(job_id, CANCELED, "canceled; its process had to be killed, no file is half written")
+        self.tend()
+        return self.store.read(job_id)
+
+    def count_by_state(self) -> dict[str, int]:
+        """Jobs by state."""
+        counts = dict.fromkeys((QUEUED, RUNNING, *sorted(ENDED)), 0)
+        for job_id in self.store.list_ids():
+            counts[self.store.read(job_id).state] += 1
+        return counts
+
+    def _start(self, job_id: str) -> None:
+        self._started.add(job_id)
+        try:
+            self._runner.start(self._folder, job_id)
+        except (EngineError, OSError) as error:
+            _log.warning("job %s could not be started: %s", job_id, error)
+            self.store.end(job_id, FAILED, f"could not be started: {error}")
+
+    def _note_end(self, job: Job) -> bool:
+        """Whether a job has come to its end without noting it; it is noted now."""
+        try:
+            why = self._runner.find_end(job) if job.is_on_ray == self._runner.is_ray else job.error
+        except EngineError as error:
+            _log.warning("%s", error)  # whether the job lives cannot be known now
+            return False
+        if why is None:
+            return False
+        # Whoever was ending it meanwhile has noted so, and that stays.
+        self.store.end(job.job_id, FAILED, why)
+        return True
+
+    def _list_open(self) -> Sequence[Job]:
+        """Jobs that have not ended, newest first; those found dead are noted as failed."""
+        jobs = []
+        for job_id in self.store.list_ids():
+            if job_id in self._ended:
+                continue
+            job = self.store.read(job_id)
+            if job.state in ENDED:
+                if job.ended_at is None:
+                    self.store.end(job_id, FAILED, job.error)
+                self._ended.add(job_id)
+                self._started.discard(job_id)
+            else:
+                jobs.append(job)
+        return jobs
+
+
+def _wait(is_done: Any, patience_s: float) -> bool:
+    deadline = time.monotonic() + patience_s
+    while not is_done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True

@@ -1,32 +1,44 @@
 """The process of one job of the HTTP API: ``python -m cleanup.entrypoints.job_process FOLDER JOB_ID``.
 
-It does what ``cleanup run`` and ``cleanup season`` do, and notes its end in the job's folder. It lives in a session of
-its own, so it outlives the API; SIGTERM stops it as Ctrl-C stops a run.
+It does what ``cleanup run`` and ``cleanup season`` do, and notes its progress and its end in the job's folder. It lives
+in a session of its own or is a Ray job, so it outlives the API; SIGTERM stops it as Ctrl-C stops a run.
 """
 
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cleanup.edges.job_store import CANCELED, FAILED, SUCCEEDED, Job, JobStore
+import orjson
+
+from cleanup.edges.job_store import CANCELED, EPISODE, FAILED, SUCCEEDED, Job, JobStore
+from cleanup.edges.progress_file import replace_file
 from cleanup.entrypoints.shell import Stop, one_line_errors, open_root
 from cleanup.errors import CleanupError, first_line
 
 _log = logging.getLogger(__name__)
-_OWN_FIELDS = ("profile", "actions", "write_back", "video", "resume", "out_root", "config_dir")
+# What a request holds beside settings.
+RUN_FIELDS = frozenset({"profile", "actions", "write_back", "video", "resume"})
+SEASON_FIELDS = frozenset({"fail_fast", "max_parallel_episodes"})
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 def run_job(store: JobStore, job_id: str, stop: Stop) -> str:
     """Does a job and notes how it ended; gives the state."""
+    # A stop that comes while the beginning or the end is being noted waits until that is done.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     with store.hold(job_id) as folder:
         job = store.read(job_id)
         try:
-            summary = _do(job, folder, lambda: stop.is_requested)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+            summary = _do(job, _Record(folder), lambda: stop.is_requested)
+            signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 -- whatever it was, the job's end is noted
+            signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
             if stop.is_requested or isinstance(error, KeyboardInterrupt):
                 state, line = CANCELED, "canceled; no file is half written"
             elif isinstance(error, CleanupError | OSError):
@@ -34,42 +46,91 @@ def run_job(store: JobStore, job_id: str, stop: Stop) -> str:
             else:
                 _log.exception("job %s", job_id)
                 state, line = FAILED, f"internal error: {type(error).__name__}: {first_line(error)}"
+            _log.error("%s", line)
             store.end(job_id, state, line)
             return state
         state = SUCCEEDED if summary.get("state", SUCCEEDED) == SUCCEEDED else FAILED
-        store.end(job_id, state, None if state == SUCCEEDED else "an episode failed; see the summary", summary)
+        store.end(job_id, state, None if state == SUCCEEDED else _first_failure(summary), summary)
         return state
 
 
-def _do(job: Job, folder: Path, is_stop_requested: Callable[[], bool]) -> dict[str, Any]:
+def _first_failure(season: Mapping[str, Any]) -> str:
+    failed = {ep_id: e["error"] for ep_id, e in season["episodes"].items() if e["state"] == FAILED}
+    ep_id, error = next(iter(failed.items()))
+    return f"{len(failed)} of {len(season['episodes'])} episodes failed, the first: {ep_id}: {error}"
+
+
+class _Record:
+    """Where a job stands: the latest in progress.json, everything in events.jsonl.
+
+    Args:
+        folder: The job's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._episodes: dict[str, Any] = {}
+        self._state = ""
+
+    def note(self, record: Mapping[str, Any]) -> None:
+        """Of an episode; its report comes with the job's end, not with its progress."""
+        self._write(record, {k: v for k, v in record.items() if k != "summary"})
+
+    def note_season(self, record: Mapping[str, Any]) -> None:
+        """Of a season; an event holds those of its episodes that moved since the last one."""
+        moved = {k: e for k, e in record["episodes"].items() if _seen(e) != _seen(self._episodes.get(k, {}))}
+        self._episodes = dict(record["episodes"])
+        is_event = bool(moved) or record["state"] != self._state
+        self._state = record["state"]
+        self._write(record, {**record, "episodes": moved} if is_event else None)
+
+    def _write(self, record: Mapping[str, Any], event: Mapping[str, Any] | None) -> None:
+        replace_file(self._folder / "progress.json", orjson.dumps(record))
+        if event is not None:
+            with (self._folder / "events.jsonl").open("ab") as stream:
+                stream.write(orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def _seen(episode: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (episode.get("state"), episode.get("phase"), episode.get("progress"))
+
+
+def _do(job: Job, record: _Record, is_stop_requested: Callable[[], bool]) -> dict[str, Any]:
     from cleanup.entrypoints.episode_job import EpisodeJob, parse_actions, run_episode_job
     from cleanup.entrypoints.season_job import SeasonJob, run_season_job
     from cleanup.resolve_settings import resolve_for_run
 
     asked: Mapping[str, Any] = job.requested
-    settings = {name: value for name, value in asked.items() if name not in _OWN_FIELDS}
-    resolved = resolve_for_run(settings, asked.get("profile"), asked.get("config_dir"))
-    root = open_root(asked.get("out_root"), resolved)
+    settings = {name: value for name, value in asked.items() if name not in RUN_FIELDS | SEASON_FIELDS}
+    resolved = resolve_for_run(settings, asked.get("profile"), None)
     common: dict[str, Any] = {
-        "root": root,
+        "root": open_root(None, resolved),
         "actions": parse_actions(asked.get("actions")),
         "settings": resolved,
         "video": asked.get("video"),
         "write_back": asked.get("write_back", False),
         "is_resume": asked.get("resume", True),
-        "progress_file": folder / "progress.json",
     }
-    if job.kind == "season":
-        return run_season_job(SeasonJob(ep_ids=job.ep_ids, **common), is_stop_requested=is_stop_requested)
-    return run_episode_job(EpisodeJob(ep_id=job.ep_ids[0], **common), is_stop_requested=is_stop_requested)
+    if job.kind == EPISODE:
+        return run_episode_job(
+            EpisodeJob(ep_id=job.ep_ids[0], **common), is_stop_requested=is_stop_requested, on_record=record.note
+        )
+    season = SeasonJob(
+        ep_ids=job.ep_ids,
+        max_parallel_episodes=asked.get("max_parallel_episodes", 0),
+        is_fail_fast=asked.get("fail_fast", False),
+        **common,
+    )
+    return run_season_job(season, record.note_season, is_stop_requested)
 
 
 def main() -> None:
-    """Entry point of the process."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    store, job_id = JobStore(Path(sys.argv[1])), sys.argv[2]
+    """Entry point of the process. Data root, models and Facebank are in its environment."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
     with one_line_errors() as stop:
-        run_job(store, job_id, stop)
+        run_job(JobStore(Path(sys.argv[1])), sys.argv[2], stop)
 
 
 if __name__ == "__main__":
