@@ -36,7 +36,8 @@ from cleanup.errors import BusyError, JobError
 EPISODE, SEASON = "episode", "season"
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELED = "queued", "running", "succeeded", "failed", "canceled"
 ENDED = frozenset({SUCCEEDED, FAILED, CANCELED})
-_JOB_ID = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{8}")
+JOB_ID_PATTERN = r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z-[0-9a-f]{8}"
+_JOB_ID = re.compile(JOB_ID_PATTERN)
 _GLANCE_S = 1.0
 _DIED = "the job's process ended without a word; the episode's files are as they were, or the next run finishes them"
 
@@ -124,7 +125,8 @@ class JobStore:
         """
         folder = self.folder_of(job_id)
         request = _load(folder / "request.json")
-        assert request is not None
+        if request is None:
+            raise JobError(f"job {job_id} has just been removed")
         is_held = _is_held(folder / "lock")  # before end.json: who lets go has written it
         process, end = _load(folder / "process.json"), _load(folder / "end.json")
         state = QUEUED if process is None else RUNNING if is_held or request["is_on_ray"] else FAILED
@@ -149,6 +151,13 @@ class JobStore:
         """All jobs, newest first."""
         names = [p.name for p in self._folder.iterdir()] if self._folder.is_dir() else []
         return sorted((name for name in names if _JOB_ID.fullmatch(name)), reverse=True)
+
+    def read_all(self, before: str | None = None) -> Iterator[Job]:
+        """Jobs, newest first, from before one of them on; those that are pruned meanwhile are left out."""
+        for job_id in self.list_ids():
+            if before is None or job_id < before:
+                with contextlib.suppress(JobError):
+                    yield self.read(job_id)
 
     def folder_of(self, job_id: str) -> Path:
         """A job's folder.

@@ -36,7 +36,7 @@ def examine(settings: ResolvedSettings, root: DataRoot) -> list[Finding]:
         ("models", lambda: _check_models(settings)),
         ("PostgreSQL", lambda: _check_facebank(settings, root)),
         ("Ray", _check_ray),
-        ("data root", lambda: _check_data_root(root)),
+        ("data root", lambda: check_data_root(root)),
     ]
     findings = []
     for name, check in checks:
@@ -121,7 +121,8 @@ def _check_ray() -> str:
     return f"{version}, {f'RAY_ADDRESS={address}' if address else 'no RAY_ADDRESS: --engine auto works locally'}"
 
 
-def _check_data_root(root: DataRoot) -> str:
+def check_data_root(root: DataRoot) -> str:
+    """What is found of the data root; a CleanupError says what is wrong."""
     if root.remote is not None:
         return f"{root.name} answers, {len(root.list_episodes())} episodes"
     path = root.path

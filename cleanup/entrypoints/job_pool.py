@@ -11,12 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from cleanup.edges.job_store import CANCELED, ENDED, FAILED, QUEUED, RUNNING, Job, JobStore
-from cleanup.errors import BusyError, EngineError, JobError
+from cleanup.errors import BusyError, EngineError
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.05
@@ -37,8 +37,8 @@ class Runner(Protocol):
     def find_end(self, job: Job) -> str | None:
         """Why a job that has noted no end is not going to; None while it runs or may still begin."""
 
-    def stop(self, store: JobStore, job: Job) -> None:
-        """Stops a job and comes back when nothing of it is left."""
+    def stop(self, read: Callable[[], Job]) -> None:
+        """Stops a job, given by how it is read, and comes back when nothing of it is left."""
 
 
 class ProcessRunner:
@@ -66,19 +66,20 @@ class ProcessRunner:
                 return f"its process ended with {child.returncode} before it began; see the job's log"
         return job.error
 
-    def stop(self, store: JobStore, job: Job) -> None:
+    def stop(self, read: Callable[[], Job]) -> None:
         """See Runner."""
-        _wait(lambda: store.read(job.job_id).state != QUEUED or job.job_id not in self._children, _PATIENCE_S)
-        pid = store.read(job.job_id).pid
+        # One that was started just now can be stopped once it has said that it runs.
+        _wait(lambda: (job := read()).state != QUEUED or job.job_id not in self._children, _PATIENCE_S)
+        pid = read().pid
         if pid is None:
             return
         for number, patience in ((signal.SIGTERM, _PATIENCE_S), (signal.SIGKILL, _KILL_S)):
             with contextlib.suppress(ProcessLookupError):
                 # Asked to stop, the job stops what it started; killed, it cannot.
                 os.kill(pid, number) if number == signal.SIGTERM else os.killpg(pid, number)
-            if _wait(lambda: store.read(job.job_id).pid is None, patience):
+            if _wait(lambda: read().pid is None, patience):
                 return
-        raise JobError(f"job {job.job_id}: process {pid} cannot be stopped; it hangs in the system")
+        raise EngineError(f"job {read().job_id}: process {pid} cannot be stopped; it hangs in the system")
 
 
 class RayRunner:
@@ -105,11 +106,12 @@ class RayRunner:
         end = self.jobs.find_end(job.job_id)
         return None if end is None else f"the Ray job ended without a word: {' '.join(end.split())[:300]}"
 
-    def stop(self, store: JobStore, job: Job) -> None:
+    def stop(self, read: Callable[[], Job]) -> None:
         """See Runner."""
-        self.jobs.stop(job.job_id)
-        if not _wait(lambda: self.jobs.find_end(job.job_id) is not None, _RAY_PATIENCE_S):
-            raise JobError(f"job {job.job_id}: Ray has not stopped it yet; ask again")
+        job_id = read().job_id
+        self.jobs.stop(job_id)
+        if not _wait(lambda: self.jobs.find_end(job_id) is not None, _RAY_PATIENCE_S):
+            raise EngineError(f"job {job_id}: Ray has not stopped it yet; ask again")
 
 
 class JobPool:
@@ -132,6 +134,11 @@ class JobPool:
         self._started: set[str] = set()
         self._ended: set[str] = set()
 
+    @property
+    def is_on_ray(self) -> bool:
+        """Whether its jobs are those of a Ray cluster."""
+        return self._runner.is_ray
+
     def submit(
         self, kind: str, ep_ids: tuple[str, ...], requested: Mapping[str, Any], key: str | None = None
     ) -> tuple[Job, bool]:
@@ -146,7 +153,7 @@ class JobPool:
         """
         with self._lock, self.store.hold_all():
             if key is not None:
-                for job in map(self.store.read, self.store.list_ids()):
+                for job in self.store.read_all():
                     if job.key == key:
                         if (job.kind, job.ep_ids, dict(job.requested)) != (kind, ep_ids, dict(requested)):
                             raise BusyError(f"Idempotency-Key {key!r} was used for another request: job {job.job_id}")
@@ -165,7 +172,7 @@ class JobPool:
         return self.store.read(job_id), True
 
     def tend(self) -> None:
-        """Notes the end of jobs that died without a word, and starts those that wait, oldest first, while there is room."""
+        """Notes the end of jobs that died without a word; starts those that wait, oldest first, while there is room."""
         with self._lock, self.store.hold_all():
             jobs = self._list_open()
             n_running = 0
@@ -183,7 +190,9 @@ class JobPool:
         """Stops a job, all of it, and gives it as it is then; one that has ended stays as it is.
 
         Raises:
-            JobError: There is no such job, or it cannot be stopped from here.
+            JobError: There is no such job.
+            BusyError: It runs where this API cannot stop it.
+            EngineError: It does not stop.
         """
         with self._lock, self.store.hold_all():
             job = self.store.read(job_id)
@@ -191,10 +200,10 @@ class JobPool:
                 self.store.end(job_id, CANCELED, "canceled before it began")
         if job.state not in ENDED:
             if job.is_on_ray != self._runner.is_ray:
-                raise JobError(f"job {job_id} runs {'on Ray' if job.is_on_ray else 'locally'}, this API does not")
+                raise BusyError(f"job {job_id} runs {'on' if job.is_on_ray else 'without'} Ray, this API does not")
             if not job.is_on_ray and job.host not in (None, socket.gethostname()):
-                raise JobError(f"job {job_id} runs on {job.host}; cancel it through the API there")
-            self._runner.stop(self.store, job)
+                raise BusyError(f"job {job_id} runs on {job.host}; cancel it through the API there")
+            self._runner.stop(lambda: self.store.read(job_id))
             self.store.end(job_id, CANCELED, "canceled; its process had to be killed, no file is half written")
         self.tend()
         return self.store.read(job_id)
@@ -202,8 +211,8 @@ class JobPool:
     def count_by_state(self) -> dict[str, int]:
         """Jobs by state."""
         counts = dict.fromkeys((QUEUED, RUNNING, *sorted(ENDED)), 0)
-        for job_id in self.store.list_ids():
-            counts[self.store.read(job_id).state] += 1
+        for job in self.store.read_all():
+            counts[job.state] += 1
         return counts
 
     def _start(self, job_id: str) -> None:
@@ -244,7 +253,7 @@ class JobPool:
         return jobs
 
 
-def _wait(is_done: Any, patience_s: float) -> bool:
+def _wait(is_done: Callable[[], bool], patience_s: float) -> bool:
     deadline = time.monotonic() + patience_s
     while not is_done():
         if time.monotonic() > deadline:

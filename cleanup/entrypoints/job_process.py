@@ -126,9 +126,7 @@ def _do(job: Job, record: _Record, is_stop_requested: Callable[[], bool]) -> dic
 
 def main() -> None:
     """Entry point of the process. Data root, models and Facebank are in its environment."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     with one_line_errors() as stop:
         run_job(JobStore(Path(sys.argv[1])), sys.argv[2], stop)
 

@@ -1,0 +1,60 @@
+"""What a job made of its episode, in pictures: the pieces of split tracks, the tracks of each identity."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cleanup.edges.artifact_files import EpisodePaths
+from cleanup.edges.artifact_reading import read_episode
+from cleanup.edges.job_store import SUCCEEDED, Job
+
+_MAX_TRACKS = 24
+_MAX_CLUSTERS = 200
+
+
+def find_thumbnail(paths: EpisodePaths, job: Job, track_id: int) -> Path | None:
+    """The thumbnail that a job saved of a track, or None; never a file outside the data root."""
+    if job.state != SUCCEEDED or job.summary is None:
+        return None
+    folder = paths.frames if job.summary["write_back"] else paths.runs / job.summary["run_id"] / "frames"
+    path = (folder / "thumbs" / f"track_{track_id:05d}.jpg").resolve()
+    return path if path.is_file() and path.is_relative_to(paths.root.resolve()) else None
+
+
+def describe_pictures(paths: EpisodePaths, job: Job, url_of: Callable[[int], str]) -> dict[str, Any]:
+    """Splits and clusters of the episode as it lies on disk, with the thumbnails there are.
+
+    Args:
+        paths: The episode.
+        job: A job with ``write_back`` that succeeded; of others there is nothing on disk to show.
+        url_of: Where a track's thumbnail is served.
+
+    Returns:
+        ``splits`` and ``clusters``, largest clusters first.
+
+    Raises:
+        ArtifactError: The artifacts cannot be read.
+    """
+    if job.state != SUCCEEDED or job.summary is None or not job.summary["write_back"]:
+        return {"splits": [], "clusters": []}
+    episode = read_episode(paths)
+
+    def picture(track_id: int) -> dict[str, Any]:
+        found = find_thumbnail(paths, job, track_id)
+        return {"track_id": track_id, "url": url_of(track_id) if found is not None else None}
+
+    pieces: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in episode.tracks.select(["track_id", "parent_track_id", "split_reason"]).to_pylist():
+        if row["parent_track_id"] is not None:
+            pieces[row["parent_track_id"]].append({**picture(row["track_id"]), "reason": row["split_reason"]})
+    splits = [{"track_id": t, "pieces": [picture(t), *others]} for t, others in sorted(pieces.items())]
+    rows = sorted(episode.identities.to_pylist(), key=lambda r: (-len(r["track_ids"]), r["identity_id"]))
+    clusters = [
+        {"identity_id": r["identity_id"], "name": r["name"], "person_id": r["person_id"],
+         "n_tracks": len(r["track_ids"]), "tracks": [picture(t) for t in r["track_ids"][:_MAX_TRACKS]]}
+        for r in rows[:_MAX_CLUSTERS]
+    ]  # fmt: skip
+    return {"splits": splits, "clusters": clusters}

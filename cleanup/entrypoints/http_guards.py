@@ -1,0 +1,156 @@
+"""Who may call the HTTP API, how often and with how much: ASGI middleware before any route."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.responses import JSONResponse, Response
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+PROBLEM_JSON = "application/problem+json"
+# What answers without a token: the page has no data in it, the others none to hide.
+OPEN_PATHS = frozenset({"/", "/healthz"})
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_BURST_S = 2.0
+_MAX_CLIENTS = 4096
+
+
+def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+    """An error as RFC 9457 has it, with the one clear line in ``detail``."""
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    return JSONResponse(body, status, headers, PROBLEM_JSON)
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+class TokenGuard:
+    """Lets in who shows the bearer token. The comparison takes the same time wherever the tokens differ."""
+
+    def __init__(self, app: App, token: str) -> None:
+        self._app, self._expected = app, f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if (
+            scope["type"] == "http"
+            and scope["path"] not in OPEN_PATHS
+            and not secrets.compare_digest(_header(scope, b"authorization"), self._expected)
+        ):
+            refusal = problem(
+                401, "the API's token is missing or wrong; send Authorization: Bearer TOKEN",
+                {"WWW-Authenticate": "Bearer"},
+            )  # fmt: skip
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+class OriginGuard:
+    """Keeps web pages of other origins from calling an API that asks for no token, whatever name they reach it by.
+
+    Args:
+        hosts: Names and addresses the API is called by; None for any.
+        origins: Other origins that may call it.
+    """
+
+    def __init__(self, app: App, hosts: Collection[str] | None, origins: Collection[str]) -> None:
+        self._app, self._hosts, self._origins = app, hosts, origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] == "http":
+            host = _header(scope, b"host").decode("latin-1")
+            if self._hosts is not None and _name_of(host) not in self._hosts:
+                await problem(403, f"the API is not called {host!r} here; use its address")(scope, receive, send)
+                return
+            origin = _header(scope, b"origin").decode("latin-1")
+            is_foreign = origin and origin not in self._origins and urlsplit(origin).netloc != host
+            if is_foreign and scope["method"] not in _READING:
+                await problem(403, f"pages of {origin} may not call this API; see --cors-origin")(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _name_of(host: str) -> str:
+    """``localhost`` of ``localhost:8000``, ``::1`` of ``[::1]:8000``."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+class BodyGuard:
+    """Refuses bodies over a limit, announced or not, before they are in memory."""
+
+    def __init__(self, app: App, max_bytes: int) -> None:
+        self._app, self._max = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = _header(scope, b"content-length")
+        parts: list[bytes] = []
+        is_too_long = announced.isdigit() and int(announced) > self._max
+        while not is_too_long and scope["method"] not in _READING:
+            message = await receive()
+            parts.append(message.get("body", b""))
+            is_too_long = sum(map(len, parts)) > self._max
+            if message["type"] == "http.disconnect":
+                return
+            if not message.get("more_body", False):
+                break
+        if is_too_long:
+            refusal = problem(413, f"the body is longer than {self._max} bytes", {"Connection": "close"})
+            await refusal(scope, receive, send)
+            return
+        body: bytes | None = b"".join(parts) if scope["method"] not in _READING else None
+
+        async def replay() -> MutableMapping[str, Any]:
+            nonlocal body
+            if body is None:
+                return await receive()
+            message = {"type": "http.request", "body": body, "more_body": False}
+            body = None
+            return message
+
+        await self._app(scope, replay, send)
+
+
+class RateGuard:
+    """At most so many requests a second from an address, twice as many at once (token bucket)."""
+
+    def __init__(self, app: App, per_second: float) -> None:
+        self._app, self._rate = app, per_second
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] == "http" and scope["path"] != "/healthz" and not self._take(scope):
+            refusal = problem(429, f"more than {self._rate:g} requests a second; slow down", {"Retry-After": "1"})
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _take(self, scope: Scope) -> bool:
+        client = (scope.get("client") or ("",))[0]
+        now = time.monotonic()
+        level, since = self._buckets.pop(client, (self._rate * _BURST_S, now))
+        level = min(level + (now - since) * self._rate, self._rate * _BURST_S)
+        is_allowed = level >= 1
+        self._buckets[client] = (level - 1 if is_allowed else level, now)
+        if len(self._buckets) > _MAX_CLIENTS:
+            self._buckets.popitem(last=False)
+        return is_allowed

@@ -1,0 +1,192 @@
+"""Routes of the HTTP API for jobs: start, list, watch, cancel."""
+
+# No postponed annotations here: FastAPI reads those of the routes, which name things of the function around them.
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query
+from fastapi import Path as PathParameter
+from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.exceptions import HTTPException
+
+from cleanup.edges.data_root import DataRoot
+from cleanup.edges.job_store import EPISODE, JOB_ID_PATTERN, SEASON, Job
+from cleanup.entrypoints import http_models as models
+from cleanup.entrypoints.episode_pictures import describe_pictures, find_thumbnail
+from cleanup.entrypoints.http_models import problems
+from cleanup.entrypoints.http_requests import check_options, choose_season
+from cleanup.entrypoints.job_events import parse_event_id, read_tail, stream_events
+from cleanup.entrypoints.job_pool import JobPool
+from cleanup.entrypoints.job_standing import describe_standing, read_json
+
+_MAX_STREAMS = 200
+
+
+class StreamOver(Exception):  # noqa: N818 -- not an error: the caller has had the last event of a job
+    """The caller has had the last event of a job."""
+
+
+def job_routes(root: DataRoot, pool: JobPool) -> APIRouter:
+    """Routes under /jobs.
+
+    Args:
+        root: Data root.
+        pool: Its jobs.
+    """
+    router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+    def find_job(job_id: Annotated[str, PathParameter(examples=[models.JOB_ID])]) -> Job:
+        return pool.store.read(job_id)
+
+    _add_starting(router, root, pool)
+    _add_listing(router, root, pool, find_job)
+    _add_watching(router, pool, find_job)
+    _add_pictures(router, root, find_job)
+    return router
+
+
+def _add_starting(router: APIRouter, root: DataRoot, pool: JobPool) -> None:
+    idempotency = Header(max_length=200, min_length=1, description="the same key and body: the same job")
+
+    @router.post("/episode_cleanup_async", response_model=models.StartedJob, responses=problems(400, 404, 409, 503))
+    def start_episode(
+        body: models.EpisodeCleanup,  # type: ignore[valid-type]
+        idempotency_key: Annotated[str | None, idempotency] = None,
+    ) -> dict[str, Any]:
+        """Starts a cleanup of one episode. Fields that are not set come from profiles and YAML."""
+        asked = body.model_dump(exclude_none=True)  # type: ignore[attr-defined]
+        ep_id = asked.pop("ep_id")
+        check_options(root, [ep_id], asked)
+        job, _ = pool.submit(EPISODE, (ep_id,), asked, idempotency_key)
+        paths = root.paths(ep_id)
+        files = {name: root.show(getattr(paths, name)) for name in ("video", "tracks", "faces", "identities", "report")}
+        return _start(job, files)
+
+    @router.post("/season_cleanup_async", response_model=models.StartedJob, responses=problems(400, 404, 409, 503))
+    def start_season(
+        body: models.SeasonCleanup,  # type: ignore[valid-type]
+        idempotency_key: Annotated[str | None, idempotency] = None,
+    ) -> dict[str, Any]:
+        """Starts a cleanup of many episodes, given by name or as all those of a show that have artifacts."""
+        asked = body.model_dump(exclude_none=True)  # type: ignore[attr-defined]
+        ep_ids = choose_season(root, asked.pop("ep_ids", []), asked.pop("show", None), asked.pop("season", None))
+        check_options(root, ep_ids, asked)
+        job, _ = pool.submit(SEASON, tuple(ep_ids), asked, idempotency_key)
+        return _start(job, {})
+
+    def _start(job: Job, files: dict[str, str]) -> dict[str, Any]:
+        progress_file = str(pool.store.folder_of(job.job_id) / "progress.json")
+        return {**_head(job), "progress_file": progress_file, "requested": job.requested, "artifacts": files}
+
+
+def _add_listing(router: APIRouter, root: DataRoot, pool: JobPool, find_job: Callable[..., Job]) -> None:
+    store = pool.store
+    found = Annotated[Job, Depends(find_job)]
+
+    @router.get("", response_model=models.JobList, responses=problems())
+    def list_jobs(
+        ep_id: Annotated[models.EpId | None, Query(description="only jobs of this episode")] = None,
+        state: Annotated[models.State | None, Query(description="only jobs in this state")] = None,
+        limit: Annotated[int, Query(ge=1, le=200, description="so many at most")] = 50,
+        cursor: Annotated[
+            str | None, Query(pattern=f"^{JOB_ID_PATTERN}$", description="next_cursor of the page before")
+        ] = None,
+    ) -> dict[str, Any]:
+        """Jobs, newest first."""
+        rows: list[dict[str, Any]] = []
+        for job in store.read_all(before=cursor):
+            if (ep_id is None or ep_id in job.ep_ids) and (state is None or job.state == state):
+                if len(rows) == limit:
+                    return {"jobs": rows, "next_cursor": rows[-1]["job_id"]}
+                rows.append({**_head(job), "error": job.error})
+        return {"jobs": rows, "next_cursor": None}
+
+    @router.get("/{job_id}", response_model=models.JobDetails, responses=problems(404))
+    def show_job(job: found) -> dict[str, Any]:
+        """A job with what was asked for, its error or its report."""
+        return {**_head(job), "requested": job.requested, "error": job.error, "summary": job.summary}
+
+    @router.get("/{job_id}/progress", response_model=models.JobProgress, responses=problems(400, 404))
+    def show_progress(job: found) -> dict[str, Any]:
+        """Where a job stands."""
+        standing = describe_standing(job, store.folder_of(job.job_id))
+        metrics = read_json(root.paths(job.ep_ids[0]).track_metrics) if job.kind == EPISODE else None
+        return {**_head(job), "track_metrics": metrics, **standing, "progress": standing}
+
+    @router.post("/{job_id}/cancel", response_model=models.JobRow, responses=problems(404, 409, 503))
+    def cancel(job: found) -> dict[str, Any]:
+        """Stops a job, all of it, and answers when it has stopped; one that has ended stays as it is."""
+        job = pool.cancel(job.job_id)
+        return {**_head(job), "error": job.error}
+
+
+def _add_watching(router: APIRouter, pool: JobPool, find_job: Callable[..., Job]) -> None:
+    store = pool.store
+    streams = asyncio.Semaphore(_MAX_STREAMS)
+    found = Annotated[Job, Depends(find_job)]
+
+    @router.get("/{job_id}/logs", response_class=PlainTextResponse, responses=problems(404))
+    def show_log(
+        job: found, tail: Annotated[int, Query(ge=1, le=10_000, description="so many last lines at most")] = 1000
+    ) -> str:
+        """The last lines of a job's log."""
+        return read_tail(store.folder_of(job.job_id) / "log.txt", tail)
+
+    async def find_places(
+        job: found,
+        last_event_id: Annotated[
+            str | None, Header(pattern="^[0-9]{1,18}-[0-9]{1,18}(-end)?$", description="id of the last event seen")
+        ] = None,
+    ) -> AsyncIterator[tuple[str, tuple[int, int]]]:
+        places = parse_event_id(last_event_id) if last_event_id is not None else (0, 0, False)
+        assert places is not None
+        if places[2]:
+            raise StreamOver
+        if streams.locked():
+            raise HTTPException(503, f"{_MAX_STREAMS} event streams are open already; poll the progress instead")
+        async with streams:
+            yield job.job_id, places[:2]
+
+    no_content: dict[int | str, dict[str, Any]] = {204: {"description": "the caller has had the last event"}}
+
+    @router.get("/{job_id}/events", response_class=EventSourceResponse, responses=problems(404, 503) | no_content)
+    async def events(
+        place: Annotated[tuple[str, tuple[int, int]], Depends(find_places)],
+    ) -> AsyncIterator[ServerSentEvent]:
+        """A job's events as they come: `progress`, `log`, at last `done` or `error`; resumes after Last-Event-ID."""
+        async for event in stream_events(store, *place):
+            yield event
+
+
+def _add_pictures(router: APIRouter, root: DataRoot, find_job: Callable[..., Job]) -> None:
+    found = Annotated[Job, Depends(find_job)]
+
+    @router.get("/{job_id}/pictures", response_model=models.Pictures, responses=problems(400, 404))
+    def list_pictures(job: found) -> dict[str, Any]:
+        """Splits and clusters of a job with write_back that succeeded, with thumbnails if it saved crops."""
+        if job.kind != EPISODE:
+            return {"splits": [], "clusters": []}
+        return describe_pictures(root.paths(job.ep_ids[0]), job, lambda t: f"/jobs/{job.job_id}/pictures/{t}")
+
+    is_picture: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}
+    }
+
+    @router.get("/{job_id}/pictures/{track_id}", response_class=FileResponse, responses=problems(404) | is_picture)
+    def show_picture(job: found, track_id: Annotated[int, PathParameter(ge=0, le=10**12)]) -> FileResponse:
+        """The thumbnail of a track."""
+        path = find_thumbnail(root.paths(job.ep_ids[0]), job, track_id)
+        if path is None:
+            raise HTTPException(404, f"job {job.job_id} has no picture of track {track_id}; see save_crops")
+        return FileResponse(path, media_type="image/jpeg", headers={"X-Content-Type-Options": "nosniff"})
+
+
+def _head(job: Job) -> dict[str, Any]:
+    return {
+        "job_id": job.job_id, "kind": job.kind, "ep_id": job.ep_ids[0] if job.kind == EPISODE else None,
+        "ep_ids": job.ep_ids, "state": job.state, "created_at": job.created_at, "started_at": job.started_at,
+        "ended_at": job.ended_at,
+    }  # fmt: skip

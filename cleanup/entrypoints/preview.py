@@ -1,0 +1,87 @@
+"""What a run would change, from the embeddings on disk: nothing is written, no pixel is decoded.
+
+As a process (``python -m cleanup.entrypoints.preview``) it takes a request as JSON from standard input and prints the
+answer, or one line of error; so the HTTP API keeps its memory and can give up on it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from cleanup.edges.artifact_reading import read_episode
+from cleanup.edges.data_root import DataRoot
+from cleanup.edges.write_back import hold_episode
+from cleanup.entrypoints.episode_job import Tools, parse_actions
+from cleanup.entrypoints.shell import one_line_errors, open_root, print_json
+from cleanup.episode import check_ep_id, show_of
+from cleanup.errors import SettingsError
+from cleanup.report import CleanupReport
+from cleanup.resolve_settings import ResolvedSettings, resolve_for_run
+from cleanup.run import PHASES, RunContext, run
+
+# Of the report, what a preview has figures for.
+_COUNTED = ("tracks", "faces", "clusters", "metrics")
+_FIGURES = tuple(f"{what}_{when}" for what in _COUNTED for when in ("before", "after"))
+_NEEDS_PIXELS = frozenset({"reembed"})
+
+
+def preview_episode(root: DataRoot, ep_id: str, actions: Sequence[str], settings: ResolvedSettings) -> dict[str, Any]:
+    """Runs the phases that need no pixels, in memory.
+
+    Args:
+        root: Data root.
+        ep_id: Episode.
+        actions: Phases asked for; ``reembed`` is left out and named in ``skipped``.
+        settings: Settings of the run.
+
+    Returns:
+        ``ep_id``, ``actions``, ``skipped``, counts and metrics before and after, the counts of each phase, warnings.
+
+    Raises:
+        CleanupError: The artifacts are wrong, another run holds the episode, the Facebank does not answer.
+    """
+    chosen = tuple(name for name in actions if name not in _NEEDS_PIXELS)
+    if not chosen:
+        raise SettingsError("reembed alone cannot be previewed: it needs the pixels; start a job without write_back")
+    paths = root.paths(check_ep_id(ep_id))
+    root.check_episode(ep_id)
+    with hold_episode(paths):
+        if root.remote is not None:
+            root.remote.check_out(ep_id)
+        episode = read_episode(paths)
+    show = settings.settings.group_clusters.show or show_of(ep_id)
+    report = CleanupReport(ep_id, run_id="preview", profile=settings.profile)
+    with Tools(settings, root) as tools:
+        facebank = tools.facebank if "group_clusters" in chosen else None
+        note = f"there is no Facebank under {root.name} yet, so nobody would be named"
+        context = RunContext(settings.settings, None, None, facebank, note, show, episode.embedding_model)
+        run(episode, chosen, context, lambda _: None, report)
+    record = report.to_json()
+    phases = {name: dict(record[name]) for name in chosen}
+    if "splits" in record:
+        phases["split_tracks"]["splits"] = record["splits"]
+    if "grouping" in record:
+        phases["group_clusters"]["grouping"] = {"counts": record["grouping"]["counts"]}
+    figures = {name: record[name] for name in _FIGURES}
+    skipped = [name for name in actions if name in _NEEDS_PIXELS]
+    return {
+        "ep_id": ep_id, "actions": list(chosen), "skipped": skipped, **figures, "phases": phases,
+        "warnings": report.warnings,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Entry point of the process."""
+    with one_line_errors():
+        asked = orjson.loads(sys.stdin.buffer.read())
+        resolved = resolve_for_run(asked["settings"], asked["profile"], None)
+        actions = parse_actions(asked["actions"]) if asked["actions"] else tuple(PHASES)
+        print_json(preview_episode(open_root(None, resolved), asked["ep_id"], actions, resolved))
+
+
+if __name__ == "__main__":
+    main()
