@@ -622,3 +622,6 @@ def _collect_specs() -> dict[str, SettingSpec]:
 
 
 SPECS: Mapping[str, SettingSpec] = _collect_specs()
+# Where a server's models, people and copies are is the server's business: a request must not send it elsewhere.
+SERVER_SETTINGS = frozenset({"models", "facebank_dsn", "cache_dir", "cache_size"})
+REQUEST_SETTINGS = tuple(s.name for s in SPECS.values() if s.metadata["option"] and s.name not in SERVER_SETTINGS)

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from cleanup.entrypoints.facebank_cli import facebank_app
+from cleanup.entrypoints.jobs_cli import jobs_app
 from cleanup.entrypoints.options import (
     ACTIONS,
     CONFIG_DIR,
@@ -52,6 +53,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help starts twice as fast and pipes well
 )
 app.add_typer(facebank_app, name="facebank")
+app.add_typer(jobs_app, name="jobs")
 app.add_typer(people_app, name="people")
 
 
@@ -277,6 +279,66 @@ def doctor_command(
                 typer.echo(f"{'ok  ' if finding.is_ok else 'FAIL'} {finding.check}: {finding.text}")
         if not all(f.is_ok for f in findings):
             raise typer.Exit(1)
+
+
+@app.command("serve")
+@with_setting_options(["models", "facebank_dsn", "cache_dir"])
+def serve_command(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 for any free one.")] = 8000,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address",
+            metavar="URL",
+            help="Dashboard of a Ray cluster, http://HEAD:8265: jobs are Ray jobs there. [processes of this machine]",
+            show_default=False,
+        ),
+    ] = None,
+    max_jobs: Annotated[int, typer.Option("--max-jobs", min=1, help="Jobs at a time; others wait.")] = 1,
+    max_waiting: Annotated[int, typer.Option("--max-waiting", min=0, help="Jobs that may wait.")] = 100,
+    keep_jobs: Annotated[int, typer.Option("--keep-jobs", min=0, help="Ended jobs that are kept.")] = 1000,
+    allow_anonymous: Annotated[
+        bool,
+        typer.Option("--allow-anonymous", help="Listen beyond this machine without CLEANUP_API_TOKEN: anybody may."),
+    ] = False,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option("--cors-origin", help="Origin whose pages may call the API; may be given many times."),
+    ] = None,
+    max_body: Annotated[int, typer.Option("--max-body", min=1, help="Longest body of a request (bytes).")] = 65536,
+    rate_limit: Annotated[
+        float, typer.Option("--rate-limit", min=0, help="Requests per second from one address; 0 for any.")
+    ] = 200.0,
+    verbose: VERBOSE = 0,
+    **settings: Any,
+) -> None:
+    """Serves the HTTP API and a page to start, watch and cancel jobs.
+
+    cleanup serve --out-root data --models models
+    """
+    with one_line_errors():
+        _set_up_logging(verbose)
+        from cleanup.entrypoints.http_api import Limits
+        from cleanup.entrypoints.serve import (
+            ServeOptions,
+            build_app,
+            hand_on,
+            is_loopback,
+            loopback_hosts,
+            run_server,
+            take_token,
+        )  # fmt: skip
+
+        hand_on(out_root, config_dir, settings)
+        token = take_token(host, is_open=allow_anonymous)
+        options = ServeOptions(
+            ray_address, max_jobs, max_waiting, keep_jobs, cors_origin or (), Limits(max_body, rate_limit)
+        )
+        hosts = loopback_hosts(host) if token is None and is_loopback(host) else None
+        run_server(build_app(options, token=token, hosts=hosts), host, port, is_verbose=verbose > 0)
 
 
 @app.command("demo")

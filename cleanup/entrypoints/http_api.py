@@ -63,8 +63,8 @@ class Limits:
         per_second: Requests a second from one address, twice as many at once; 0 for any.
     """
 
-    max_body_bytes: int = 64 * 1024
-    per_second: float = 200.0
+    max_body_bytes: int
+    per_second: float
 
 
 @dataclass(frozen=True)
@@ -77,24 +77,21 @@ class Access:
         origins: Origins of web pages that may call it beside its own.
     """
 
-    token: str | None = None
-    hosts: Collection[str] | None = None
-    origins: tuple[str, ...] = ()
+    token: str | None
+    hosts: Collection[str] | None
+    origins: tuple[str, ...]
 
 
-def create_app(
-    root: DataRoot, pool: JobPool, probe: ReadinessProbe, access: Access | None = None, limits: Limits | None = None
-) -> FastAPI:
+def create_app(root: DataRoot, pool: JobPool, probe: ReadinessProbe, access: Access, limits: Limits) -> FastAPI:
     """The API of one data root.
 
     Args:
         root: Data root.
         pool: Its jobs.
         probe: Tells whether jobs can work.
-        access: Who may call; None for everybody who reaches it.
+        access: Who may call.
         limits: What a caller may use up.
     """
-    access, limits = access or Access(), limits or Limits()
     tend_s = _TEND_RAY_S if pool.is_on_ray else _TEND_S
 
     async def keep_tending() -> None:
@@ -157,7 +154,7 @@ def _open_routes() -> APIRouter:
 
 def _service_routes(probe: ReadinessProbe, metrics: ApiMetrics) -> APIRouter:
     router = APIRouter(tags=["service"])
-    not_ready = {503: {"model": models.Readiness, "description": "not ready; the checks say why"}}
+    not_ready: dict[int | str, dict[str, Any]] = {503: {"model": models.Readiness, "description": "not ready"}}
 
     @router.get("/readyz", response_model=models.Readiness, responses=problems() | not_ready)
     async def readyz(response: Response) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from cleanup.entrypoints.http_models import problems
 from cleanup.entrypoints.http_requests import check_episodes, resolve_options
 from cleanup.entrypoints.job_standing import read_json
 from cleanup.resolve_settings import resolve_for_run
-from cleanup.settings import SPECS
+from cleanup.settings import REQUEST_SETTINGS, SPECS
 
 _PREVIEW_TIMEOUT_S = 300.0
 _MAX_PREVIEWS = 2
@@ -59,7 +59,7 @@ def episode_routes(root: DataRoot) -> APIRouter:
         asked = body.model_dump(exclude_none=True)  # type: ignore[attr-defined]
         check_episodes(root, [ep_id])
         resolve_options(asked)
-        settings = {k: v for k, v in asked.items() if k in models.SETTING_FIELDS}
+        settings = {k: v for k, v in asked.items() if k in REQUEST_SETTINGS}
         request = {
             "ep_id": ep_id,
             "profile": asked.get("profile"),

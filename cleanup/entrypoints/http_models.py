@@ -9,10 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from cleanup.episode import EP_ID_PATTERN, SHOW_PATTERN
 from cleanup.run import PHASES
-from cleanup.settings import SPECS, SettingSpec, Threshold
+from cleanup.settings import REQUEST_SETTINGS, SPECS, SettingSpec, Threshold
 
-# Where the server's data, models and people are is the server's business: a request must not send it elsewhere.
-SERVER_SETTINGS = frozenset({"models", "facebank_dsn", "cache_dir", "cache_size"})
 _LARGEST = 2**31 - 1
 MAX_EPISODES = 1000
 State = Literal["queued", "running", "succeeded", "failed", "canceled"]
@@ -52,8 +50,7 @@ _RUN: dict[str, Any] = {
               "videos/EP_ID/episode.mp4 by default; of a season with {ep_id} in its path"),
     ),
 }  # fmt: skip
-_SETTINGS = {s.name: _field_of(s) for s in SPECS.values() if s.metadata["option"] and s.name not in SERVER_SETTINGS}
-SETTING_FIELDS = frozenset(_SETTINGS)
+_SETTINGS = {name: _field_of(SPECS[name]) for name in REQUEST_SETTINGS}
 
 
 def _request_model(name: str, fields: Mapping[str, Any], **example: Any) -> type[BaseModel]:

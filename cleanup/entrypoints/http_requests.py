@@ -8,10 +8,10 @@ from starlette.exceptions import HTTPException
 
 from cleanup.edges.data_root import DataRoot
 from cleanup.entrypoints.episode_job import parse_actions
-from cleanup.entrypoints.http_models import SETTING_FIELDS
 from cleanup.entrypoints.season_job import EP_ID_PLACE, choose_episodes
 from cleanup.errors import SettingsError
 from cleanup.resolve_settings import ResolvedSettings, resolve_for_run
+from cleanup.settings import REQUEST_SETTINGS
 
 
 def choose_season(root: DataRoot, ep_ids: list[str], show: str | None, season: int | None) -> list[str]:
@@ -39,7 +39,7 @@ def choose_season(root: DataRoot, ep_ids: list[str], show: str | None, season: i
 
 def resolve_options(asked: dict[str, Any]) -> ResolvedSettings:
     """The settings of a request; a SettingsError names what is wrong."""
-    settings = {name: value for name, value in asked.items() if name in SETTING_FIELDS}
+    settings = {name: value for name, value in asked.items() if name in REQUEST_SETTINGS}
     return resolve_for_run(settings, asked.get("profile"), None)
 
 

@@ -1,0 +1,156 @@
+"""Runs the HTTP API: ``cleanup serve``, and the application that Ray Serve deploys."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import uvicorn
+from fastapi import FastAPI
+
+from cleanup.edges.data_root import DATA_ROOT_VARIABLE
+from cleanup.entrypoints.http_api import Access, Limits, create_app
+from cleanup.entrypoints.job_pool import JobPool, ProcessRunner, RayRunner, Runner
+from cleanup.entrypoints.readiness import ReadinessProbe
+from cleanup.entrypoints.shell import open_root
+from cleanup.errors import SettingsError
+from cleanup.resolve_settings import CONFIG_DIR_VARIABLE, ResolvedSettings, hide_password, resolve_for_run
+from cleanup.settings import SPECS
+
+_log = logging.getLogger(__name__)
+TOKEN_VARIABLE = "CLEANUP_API_TOKEN"  # noqa: S105 -- the variable's name
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+_MIN_TOKEN_LENGTH = 16
+# Settings of the server that its jobs, processes of their own, find in their environment.
+_HANDED_ON = ("models", "facebank_dsn", "cache_dir")
+_BACKLOG = 2048
+_SHUTDOWN_S = 3
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How jobs are done and kept, and what callers may use up.
+
+    Attributes:
+        ray_address: URL of a Ray dashboard; jobs are then jobs of that cluster. None for processes of this host.
+        max_jobs: Jobs at a time.
+        max_waiting: Jobs that may wait.
+        keep_jobs: Jobs kept after they have ended.
+        cors_origins: Origins of web pages that may call the API beside its own.
+        limits: Of bodies and requests.
+    """
+
+    ray_address: str | None
+    max_jobs: int
+    max_waiting: int
+    keep_jobs: int
+    cors_origins: Sequence[str]
+    limits: Limits
+
+
+def hand_on(out_root: str | None, config_dir: str | None, settings: dict[str, object]) -> None:
+    """Puts what was given on the command line where this process and its jobs look for it: the environment."""
+    given: dict[str, object] = {DATA_ROOT_VARIABLE: out_root, CONFIG_DIR_VARIABLE: config_dir}
+    given |= {str(SPECS[name].metadata["env"]): settings.get(name) for name in _HANDED_ON}
+    os.environ.update({name: str(value) for name, value in given.items() if value is not None})
+
+
+def build_app(options: ServeOptions, *, token: str | None, hosts: Sequence[str] | None) -> FastAPI:
+    """The application, for the data root, models and Facebank of the environment.
+
+    Args:
+        options: See there.
+        token: Bearer token, or None where none is asked for.
+        hosts: Names the API is called by; None for any.
+
+    Raises:
+        SettingsError: A setting is wrong, or a secret would be seen in Ray's dashboard.
+        EngineError: The Ray cluster does not answer.
+    """
+    settings = resolve_for_run({}, None, None)
+    root = open_root(None, settings)
+    if root.remote is None and not root.path.is_dir():
+        raise SettingsError(f"{root.path}: no such data root; give it with --out-root or {DATA_ROOT_VARIABLE}")
+    os.environ[DATA_ROOT_VARIABLE] = root.name  # absolute: a job need not start in this folder
+    runner: Runner = ProcessRunner()
+    if options.ray_address is not None:
+        runner = RayRunner(options.ray_address, _ray_environment(settings))
+    pool = JobPool(
+        root.path, runner, max_running=options.max_jobs, max_waiting=options.max_waiting, max_kept=options.keep_jobs
+    )
+    access = Access(token, hosts, tuple(options.cors_origins))
+    return create_app(root, pool, ReadinessProbe(settings, root, runner), access, options.limits)
+
+
+def _ray_environment(settings: ResolvedSettings) -> dict[str, str]:
+    names = [DATA_ROOT_VARIABLE, CONFIG_DIR_VARIABLE, *(str(SPECS[name].metadata["env"]) for name in _HANDED_ON)]
+    dsn = settings.settings.group_clusters.facebank_dsn
+    if dsn and hide_password(dsn) != dsn:
+        raise SettingsError(
+            f"--facebank-dsn {hide_password(dsn)}: the dashboard shows the environment of Ray jobs, so the DSN may "
+            "hold no password and no options; put the password into ~/.pgpass of the nodes"
+        )
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
+
+
+def take_token(host: str, *, is_open: bool) -> str | None:
+    """The token of the environment; out of it, so that no job inherits it.
+
+    Args:
+        host: Where the API listens.
+        is_open: Whether the user said that anybody may call.
+
+    Raises:
+        SettingsError: None is set and the host is not loopback, or it is too short to be one.
+    """
+    token = os.environ.pop(TOKEN_VARIABLE, "") or None
+    if token is not None and (len(token) < _MIN_TOKEN_LENGTH or not token.isascii() or " " in token):
+        raise SettingsError(f"{TOKEN_VARIABLE}: at least {_MIN_TOKEN_LENGTH} ASCII characters, no spaces")
+    if token is None and not is_open and not is_loopback(host):
+        raise SettingsError(
+            f"--host {host}: whoever reaches it could start and stop jobs; set {TOKEN_VARIABLE}, or give "
+            "--allow-anonymous"
+        )
+    return token
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host name or address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def run_server(app: FastAPI, host: str, port: int, *, is_verbose: bool) -> None:
+    """Listens until SIGINT or SIGTERM; jobs go on.
+
+    Raises:
+        SettingsError: The address cannot be listened on.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise SettingsError(f"--host {host} --port {port}: {error.strerror}; choose another") from error
+    bound = listener.getsockname()[1]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"Episode Cleanup listens on http://{shown}:{bound}", flush=True)
+    config = uvicorn.Config(
+        app, log_level="info" if is_verbose else "warning", access_log=is_verbose, server_header=False,
+        timeout_graceful_shutdown=_SHUTDOWN_S, log_config=None,
+    )  # fmt: skip
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        _log.info("asked to stop")
+    print("the API has stopped; jobs that run go on", flush=True)
+
+
+def loopback_hosts(host: str) -> list[str]:
+    """Names under which an API on loopback may be called; a page of another name is another site's."""
+    return sorted({*_LOOPBACK_NAMES, host})
