@@ -199,6 +199,8 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def tell_invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return problem(422, f"the body is no JSON: {first['ctx']['error']}")
         where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "header", "path"))
         return problem(422, f"{where or 'body'}: {first['msg'][0].lower()}{first['msg'][1:]}")
 

@@ -3,6 +3,7 @@
 # No postponed annotations here: FastAPI reads those of the routes, which name things of the function around them.
 
 import asyncio
+import logging
 import subprocess
 import sys
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from fastapi import APIRouter, Query
 from fastapi import Path as PathParameter
 from starlette.exceptions import HTTPException
 
+from cleanup import errors
 from cleanup.edges.data_root import DataRoot
 from cleanup.entrypoints import http_models as models
 from cleanup.entrypoints.http_models import problems
@@ -20,6 +22,7 @@ from cleanup.entrypoints.job_standing import read_json
 from cleanup.resolve_settings import resolve_for_run
 from cleanup.settings import REQUEST_SETTINGS, SPECS
 
+_log = logging.getLogger(__name__)
 _PREVIEW_TIMEOUT_S = 300.0
 _MAX_PREVIEWS = 2
 
@@ -84,8 +87,10 @@ def _preview(request: dict[str, Any]) -> Any:
         raise HTTPException(
             503, f"no preview within {_PREVIEW_TIMEOUT_S:g} s; start a job without write_back"
         ) from None
-    if process.returncode == 0:
-        return orjson.loads(process.stdout)
-    complaint = (process.stderr.decode(errors="replace").strip().splitlines() or ["the preview failed"])[-1]
-    is_busy = "is running already" in complaint
-    raise HTTPException(409 if is_busy else 400, complaint.removeprefix("cleanup: "))
+    if process.returncode != 0:
+        _log.error("%s", process.stderr.decode(errors="replace"))
+        raise HTTPException(500, "the preview failed; the server's log has it")
+    answer = orjson.loads(process.stdout)
+    if "error" in answer:
+        raise getattr(errors, answer["error"])(answer["message"])
+    return answer["preview"]

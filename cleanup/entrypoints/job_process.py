@@ -17,7 +17,7 @@ import orjson
 
 from cleanup.edges.job_store import CANCELED, EPISODE, FAILED, SUCCEEDED, Job, JobStore
 from cleanup.edges.progress_file import replace_file
-from cleanup.entrypoints.shell import Stop, one_line_errors, open_root
+from cleanup.entrypoints.shell import Stop, open_root
 from cleanup.errors import CleanupError, first_line
 
 _log = logging.getLogger(__name__)
@@ -127,8 +127,13 @@ def _do(job: Job, record: _Record, is_stop_requested: Callable[[], bool]) -> dic
 def main() -> None:
     """Entry point of the process. Data root, models and Facebank are in its environment."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    with one_line_errors() as stop:
+    stop = Stop()
+    for number in _STOPPING:
+        signal.signal(number, stop)
+    try:
         run_job(JobStore(Path(sys.argv[1])), sys.argv[2], stop)
+    except CleanupError as error:  # not ours to do: another process has it, or it is gone
+        sys.exit(f"cleanup: {error}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a run would change, from the embeddings on disk: nothing is written, no pixel is decoded.
 
-As a process (``python -m cleanup.entrypoints.preview``) it takes a request as JSON from standard input and prints the
-answer, or one line of error; so the HTTP API keeps its memory and can give up on it.
+As a process (``python -m cleanup.entrypoints.preview``) it takes a request as JSON from standard input and prints
+``{preview}``, or ``{error, message}``; so the HTTP API keeps its memory and can give up on it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from cleanup.edges.artifact_reading import read_episode
 from cleanup.edges.data_root import DataRoot
 from cleanup.edges.write_back import hold_episode
 from cleanup.entrypoints.episode_job import Tools, parse_actions
-from cleanup.entrypoints.shell import one_line_errors, open_root, print_json
+from cleanup.entrypoints.shell import open_root, print_json
 from cleanup.episode import check_ep_id, show_of
-from cleanup.errors import SettingsError
+from cleanup.errors import CleanupError, SettingsError
 from cleanup.report import CleanupReport
 from cleanup.resolve_settings import ResolvedSettings, resolve_for_run
-from cleanup.run import PHASES, RunContext, run
+from cleanup.run import RunContext, run
 
 # Of the report, what a preview has figures for.
 _COUNTED = ("tracks", "faces", "clusters", "metrics")
@@ -61,7 +61,8 @@ def preview_episode(root: DataRoot, ep_id: str, actions: Sequence[str], settings
         context = RunContext(settings.settings, None, None, facebank, note, show, episode.embedding_model)
         run(episode, chosen, context, lambda _: None, report)
     record = report.to_json()
-    phases = {name: dict(record[name]) for name in chosen}
+    # Counts; which tracks and identities they are stands in the report of a run.
+    phases = {name: {k: v for k, v in record[name].items() if not isinstance(v, list)} for name in chosen}
     if "splits" in record:
         phases["split_tracks"]["splits"] = record["splits"]
     if "grouping" in record:
@@ -76,11 +77,13 @@ def preview_episode(root: DataRoot, ep_id: str, actions: Sequence[str], settings
 
 def main() -> None:
     """Entry point of the process."""
-    with one_line_errors():
-        asked = orjson.loads(sys.stdin.buffer.read())
+    asked = orjson.loads(sys.stdin.buffer.read())
+    try:
         resolved = resolve_for_run(asked["settings"], asked["profile"], None)
-        actions = parse_actions(asked["actions"]) if asked["actions"] else tuple(PHASES)
-        print_json(preview_episode(open_root(None, resolved), asked["ep_id"], actions, resolved))
+        actions = parse_actions(asked["actions"])
+        print_json({"preview": preview_episode(open_root(None, resolved), asked["ep_id"], actions, resolved)})
+    except CleanupError as error:
+        print_json({"error": type(error).__name__, "message": str(error)})
 
 
 if __name__ == "__main__":

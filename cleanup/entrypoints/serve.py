@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -56,6 +57,9 @@ def hand_on(out_root: str | None, config_dir: str | None, settings: dict[str, ob
     """Puts what was given on the command line where this process and its jobs look for it: the environment."""
     given: dict[str, object] = {DATA_ROOT_VARIABLE: out_root, CONFIG_DIR_VARIABLE: config_dir}
     given |= {str(SPECS[name].metadata["env"]): settings.get(name) for name in _HANDED_ON}
+    models = settings.get("models")
+    if models is not None and Path(str(models)).is_dir():
+        given[str(SPECS["models"].metadata["env"])] = Path(str(models)).absolute()
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})
 
 
