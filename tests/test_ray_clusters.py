@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import ray
 from tests.builders import artifacts_of, copy_episode
 from tests.conftest import ROOT, find_free_port
 from tests.entrypoints.test_cli import EP, run
+from tests.serving import serve, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -95,6 +97,35 @@ def test_a_submitted_season_ends_as_the_season_did(dashboard: str, drawn: Path, 
     assert report["engine"] == "ray"
     assert bad.returncode == 1 and "2 unchanged, 1 failed" in bad.stdout, bad.stdout + bad.stderr
     assert "demo-s01e03: " in bad.stdout and "not a readable video" in bad.stdout
+
+
+def test_jobs_of_the_api_are_ray_jobs_and_outlive_it(dashboard: str, drawn: Path) -> None:
+    from ray.job_submission import JobSubmissionClient
+
+    ray_jobs = JobSubmissionClient(dashboard)
+    copy_episode(drawn, EP, "demo-s01e02")
+    copy_episode(drawn, EP, "demo-s01e03")
+    before = artifacts_of(drawn, "demo-s01e02")
+    with serve(drawn, "--ray-address", dashboard, is_last=False) as api:
+        first = api.start(EP, write_back=True)["job_id"]
+        ended = api.wait(first)
+        second = api.start("demo-s01e02", write_back=True, stride=1)["job_id"]
+        wait_for(lambda: api.progress_file(second))
+        os.kill(api.process.pid, signal.SIGKILL)
+    with serve(drawn, "--ray-address", dashboard) as api:
+        found = api.get(f"/jobs/{second}")
+        canceled = api.call("POST", f"/jobs/{second}/cancel")
+        third = api.start("demo-s01e03", actions=["recluster"])["job_id"]
+        os.kill(api.pid_of(third), signal.SIGKILL)
+        killed = api.wait(third)
+        ready = api.get("/readyz")
+
+    assert ended["state"] == "succeeded" and ended["summary"]["engine"] == "ray", ended
+    assert str(ray_jobs.get_job_status(first)) == "SUCCEEDED" and str(ray_jobs.get_job_status(second)) == "STOPPED"
+    assert (found["state"], canceled["state"]) == ("running", "canceled")
+    assert artifacts_of(drawn, "demo-s01e02") == before
+    assert killed["state"] == "failed" and "the Ray job ended without a word" in killed["error"]
+    assert {c["check"] for c in ready["checks"]} == {"data root", "Ray"}
 
 
 def test_a_stopped_job_leaves_the_episode_as_it_was_or_whole(dashboard: str, drawn: Path) -> None:

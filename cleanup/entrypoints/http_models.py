@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from cleanup.episode import EP_ID_PATTERN, SHOW_PATTERN
 from cleanup.run import PHASES
 from cleanup.settings import REQUEST_SETTINGS, SPECS, SettingSpec, Threshold
 
 _LARGEST = 2**31 - 1
+# To JSON Schema 39.0 is an integer.
+_AS_WHOLE = BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)
 MAX_EPISODES = 1000
 State = Literal["queued", "running", "succeeded", "failed", "canceled"]
 EpId = Annotated[str, Field(pattern=rf"^{EP_ID_PATTERN}$", description="Episode id", examples=["rhobh-s05e02"])]
@@ -25,7 +27,8 @@ def _field_of(spec: SettingSpec) -> tuple[Any, Any]:
     limits: dict[str, Any] = {}
     if kind is int or kind is float or kind is Threshold:
         limits = {"ge": meta["at_least"], "le": _LARGEST if meta["at_most"] is None else meta["at_most"]}
-        kind = Annotated[float if kind is Threshold else kind, Field(**limits)]
+        number = Field(**limits)
+        kind = Annotated[int, number, _AS_WHOLE] if kind is int else Annotated[float, number]
     elif meta["choices"]:
         kind = Literal[meta["choices"]]
     elif kind is str:
@@ -72,9 +75,12 @@ SeasonCleanup = _request_model(
     | {
         "ep_ids": (list[EpId] | None, Field(None, min_length=1, max_length=MAX_EPISODES, description="its episodes")),
         "show": (Show | None, Field(None, description="all episodes of this show that have artifacts")),
-        "season": (int | None, Field(None, ge=0, le=999, description="only this season of the show")),
+        "season": (Annotated[int, Field(ge=0, le=999), _AS_WHOLE] | None, Field(None, description="only this season")),
         "fail_fast": (bool | None, Field(None, description="stop at the first episode that fails")),
-        "max_parallel_episodes": (int | None, Field(None, ge=1, le=1000, description="episodes at once, on Ray")),
+        "max_parallel_episodes": (
+            Annotated[int, Field(ge=1, le=1000), _AS_WHOLE] | None,
+            Field(None, description="episodes at once, on Ray"),
+        ),
     },
     show="rhobh", season=5, profile="balanced", write_back=True,
 )  # fmt: skip
