@@ -138,7 +138,11 @@ def run_server(app: FastAPI, host: str, port: int, *, is_verbose: bool) -> None:
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        # asyncio switches Nagle's delays off only where the protocol is named, which create_server does not.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
     except OSError as error:
         raise SettingsError(f"--host {host} --port {port}: {error.strerror}; choose another") from error
     bound = listener.getsockname()[1]
