@@ -32,13 +32,13 @@ class RayJobs:
             raise EngineError(f"Ray at {address}: {first_line(error)}; is the dashboard there?") from error
 
     def check(self) -> str:
-        """The cluster's version.
+        """What the cluster says of itself.
 
         Raises:
             EngineError: It does not answer.
         """
         try:
-            return f"Ray {self._client.get_version()} at {self._address}"
+            return f"{self._address} answers, Jobs API {self._client.get_version()}"
         except (ConnectionError, RuntimeError, OSError) as error:
             raise EngineError(f"Ray at {self._address}: {first_line(error)}") from error
 

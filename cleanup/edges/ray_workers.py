@@ -1,6 +1,7 @@
 """The Ray engine: one pool of actors with loaded models for all episodes, and the final task.
 
-The only module that imports Ray. Why the pool is made of plain actors, and not of Ray Data's, stands in CONTRIBUTING.
+Beside ray_jobs.py the only module that imports Ray. Why the pool is made of plain actors, and not of Ray Data's, stands
+in CONTRIBUTING.
 """
 
 from __future__ import annotations

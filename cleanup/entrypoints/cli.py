@@ -29,11 +29,14 @@ from cleanup.entrypoints.options import (
     with_setting_options,
 )
 from cleanup.entrypoints.people_cli import people_app
+from cleanup.entrypoints.serve_options import Limits, ServeOptions
 from cleanup.entrypoints.shell import one_line_errors, open_root, print_json, resolve
 from cleanup.errors import CleanupError
 
 if TYPE_CHECKING:
     pass
+
+_SERVED = ServeOptions()
 
 
 class _ActionsGroup(TyperGroup):
@@ -297,9 +300,9 @@ def serve_command(
             show_default=False,
         ),
     ] = None,
-    max_jobs: Annotated[int, typer.Option("--max-jobs", min=1, help="Jobs at a time; others wait.")] = 1,
-    max_waiting: Annotated[int, typer.Option("--max-waiting", min=0, help="Jobs that may wait.")] = 100,
-    keep_jobs: Annotated[int, typer.Option("--keep-jobs", min=0, help="Ended jobs that are kept.")] = 1000,
+    max_jobs: Annotated[int, typer.Option("--max-jobs", min=1, help="Jobs at a time; others wait.")] = _SERVED.max_jobs,
+    max_waiting: Annotated[int, typer.Option("--max-waiting", min=0, help="Jobs that may wait.")] = _SERVED.max_waiting,
+    keep_jobs: Annotated[int, typer.Option("--keep-jobs", min=0, help="Ended jobs that are kept.")] = _SERVED.keep_jobs,
     allow_anonymous: Annotated[
         bool,
         typer.Option("--allow-anonymous", help="Listen beyond this machine without CLEANUP_API_TOKEN: anybody may."),
@@ -308,10 +311,12 @@ def serve_command(
         list[str] | None,
         typer.Option("--cors-origin", help="Origin whose pages may call the API; may be given many times."),
     ] = None,
-    max_body: Annotated[int, typer.Option("--max-body", min=1, help="Longest body of a request (bytes).")] = 65536,
+    max_body: Annotated[
+        int, typer.Option("--max-body", min=1, help="Longest body of a request (bytes).")
+    ] = _SERVED.limits.max_body_bytes,
     rate_limit: Annotated[
         float, typer.Option("--rate-limit", min=0, help="Requests per second from one address; 0 for any.")
-    ] = 200.0,
+    ] = _SERVED.limits.per_second,
     verbose: VERBOSE = 0,
     **settings: Any,
 ) -> None:
@@ -321,9 +326,7 @@ def serve_command(
     """
     with one_line_errors():
         _set_up_logging(verbose)
-        from cleanup.entrypoints.http_api import Limits
         from cleanup.entrypoints.serve import (
-            ServeOptions,
             build_app,
             hand_on,
             is_loopback,

@@ -26,6 +26,7 @@ from cleanup.entrypoints.http_metrics import ApiMetrics, MetricsGuard
 from cleanup.entrypoints.http_models import problems
 from cleanup.entrypoints.job_pool import JobPool
 from cleanup.entrypoints.readiness import ReadinessProbe
+from cleanup.entrypoints.serve_options import Limits
 from cleanup.errors import (
     BusyError,
     CleanupError,
@@ -52,19 +53,6 @@ _PREVIEW_TIMEOUT_S = 300.0
 _MAX_PREVIEWS, _MAX_STREAMS = 2, 200
 _TEND_S = 0.25
 _TEND_RAY_S = 2.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a caller may use up.
-
-    Attributes:
-        max_body_bytes: Longest body.
-        per_second: Requests a second from one address, twice as many at once; 0 for any.
-    """
-
-    max_body_bytes: int
-    per_second: float
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cleanup.entrypoints.options import ACTIONS, JSON_OUTPUT, PROFILE, WRITE_BACK, with_setting_options
+from cleanup.entrypoints.serve_options import TOKEN_VARIABLE
 from cleanup.entrypoints.shell import one_line_errors, print_json
 from cleanup.errors import EngineError, SettingsError
 from cleanup.settings import REQUEST_SETTINGS
@@ -18,7 +19,7 @@ from cleanup.settings import REQUEST_SETTINGS
 if TYPE_CHECKING:
     import httpx
 
-URL_VARIABLE, TOKEN_VARIABLE = "CLEANUP_API_URL", "CLEANUP_API_TOKEN"
+URL_VARIABLE = "CLEANUP_API_URL"
 URL = Annotated[
     str, typer.Option("--url", envvar=URL_VARIABLE, help="Where the API is; its token is in CLEANUP_API_TOKEN.")
 ]

@@ -7,50 +7,28 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 
 from cleanup.edges.data_root import DATA_ROOT_VARIABLE
-from cleanup.entrypoints.http_api import Access, Limits, create_app
+from cleanup.entrypoints.http_api import Access, create_app
 from cleanup.entrypoints.job_pool import JobPool, ProcessRunner, RayRunner, Runner
 from cleanup.entrypoints.readiness import ReadinessProbe
+from cleanup.entrypoints.serve_options import TOKEN_VARIABLE, ServeOptions
 from cleanup.entrypoints.shell import open_root
 from cleanup.errors import SettingsError
 from cleanup.resolve_settings import CONFIG_DIR_VARIABLE, ResolvedSettings, hide_password, resolve_for_run
 from cleanup.settings import SPECS
 
 _log = logging.getLogger(__name__)
-TOKEN_VARIABLE = "CLEANUP_API_TOKEN"  # noqa: S105 -- the variable's name
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _MIN_TOKEN_LENGTH = 16
 # Settings of the server that its jobs, processes of their own, find in their environment.
 _HANDED_ON = ("models", "facebank_dsn", "cache_dir")
 _BACKLOG = 2048
 _SHUTDOWN_S = 3
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    """How jobs are done and kept, and what callers may use up.
-
-    Attributes:
-        ray_address: URL of a Ray dashboard; jobs are then jobs of that cluster. None for processes of this host.
-        max_jobs: Jobs at a time.
-        max_waiting: Jobs that may wait.
-        keep_jobs: Jobs kept after they have ended.
-        cors_origins: Origins of web pages that may call the API beside its own.
-        limits: Of bodies and requests.
-    """
-
-    ray_address: str | None
-    max_jobs: int
-    max_waiting: int
-    keep_jobs: int
-    cors_origins: Sequence[str]
-    limits: Limits
 
 
 def hand_on(out_root: str | None, config_dir: str | None, settings: dict[str, object]) -> None:
@@ -150,7 +128,7 @@ def run_server(app: FastAPI, host: str, port: int, *, is_verbose: bool) -> None:
     print(f"Episode Cleanup listens on http://{shown}:{bound}", flush=True)
     config = uvicorn.Config(
         app, log_level="info" if is_verbose else "warning", access_log=is_verbose, server_header=False,
-        timeout_graceful_shutdown=_SHUTDOWN_S, log_config=None,
+        timeout_graceful_shutdown=_SHUTDOWN_S, log_config=None, loop="asyncio", http="h11",
     )  # fmt: skip
     try:
         uvicorn.Server(config).run(sockets=[listener])

@@ -72,6 +72,7 @@ def test_the_page_starts_a_job_and_shows_its_progress_and_result(drawn: Path, br
         page.get_by_label("Token of this API").fill(TOKEN)
         page.keyboard.press("Enter")
         expect(page.get_by_text("No jobs yet.")).to_be_visible()
+        expect(page.get_by_label("Token of this API")).to_be_hidden()
         page.get_by_label("Episode").fill("none-s01e01")
         page.keyboard.press("Enter")
         expect(page.get_by_role("status")).to_contain_text("no such episode")

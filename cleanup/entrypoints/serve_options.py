@@ -1,0 +1,42 @@
+"""How the HTTP API is served: the only home of its defaults, light enough for the command line's start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+TOKEN_VARIABLE = "CLEANUP_API_TOKEN"  # noqa: S105 -- the variable's name
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a caller may use up.
+
+    Attributes:
+        max_body_bytes: Longest body.
+        per_second: Requests a second from one address, twice as many at once; 0 for any.
+    """
+
+    max_body_bytes: int = 65536
+    per_second: float = 200.0
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How jobs are done and kept, and what callers may use up.
+
+    Attributes:
+        ray_address: URL of a Ray dashboard; jobs are then jobs of that cluster. None for processes of this host.
+        max_jobs: Jobs at a time.
+        max_waiting: Jobs that may wait.
+        keep_jobs: Jobs kept after they have ended.
+        cors_origins: Origins of web pages that may call the API beside its own.
+        limits: Of bodies and requests.
+    """
+
+    ray_address: str | None = None
+    max_jobs: int = 1
+    max_waiting: int = 100
+    keep_jobs: int = 1000
+    cors_origins: Sequence[str] = ()
+    limits: Limits = field(default_factory=Limits)
