@@ -60,7 +60,7 @@ def _add_starting(router: APIRouter, root: DataRoot, pool: JobPool) -> None:
         asked = body.model_dump(exclude_none=True)  # type: ignore[attr-defined]
         ep_id = asked.pop("ep_id")
         check_options(root, [ep_id], asked)
-        job, _ = pool.submit(EPISODE, (ep_id,), asked, idempotency_key)
+        job = pool.submit(EPISODE, (ep_id,), asked, idempotency_key)
         paths = root.paths(ep_id)
         files = {name: root.show(getattr(paths, name)) for name in ("video", "tracks", "faces", "identities", "report")}
         return _start(job, files)
@@ -74,7 +74,7 @@ def _add_starting(router: APIRouter, root: DataRoot, pool: JobPool) -> None:
         asked = body.model_dump(exclude_none=True)  # type: ignore[attr-defined]
         ep_ids = choose_season(root, asked.pop("ep_ids", []), asked.pop("show", None), asked.pop("season", None))
         check_options(root, ep_ids, asked)
-        job, _ = pool.submit(SEASON, tuple(ep_ids), asked, idempotency_key)
+        job = pool.submit(SEASON, tuple(ep_ids), asked, idempotency_key)
         return _start(job, {})
 
     def _start(job: Job, files: dict[str, str]) -> dict[str, Any]:

@@ -133,19 +133,15 @@ class JobPool:
         self._lock = threading.Lock()
         self._started: set[str] = set()
         self._ended: set[str] = set()
+        self._stopping: set[str] = set()
 
     @property
     def is_on_ray(self) -> bool:
         """Whether its jobs are those of a Ray cluster."""
         return self._runner.is_ray
 
-    def submit(
-        self, kind: str, ep_ids: tuple[str, ...], requested: Mapping[str, Any], key: str | None = None
-    ) -> tuple[Job, bool]:
-        """Notes a job and starts it if there is room.
-
-        Returns:
-            The job, and whether it is new: with the key of an earlier one it is that one.
+    def submit(self, kind: str, ep_ids: tuple[str, ...], requested: Mapping[str, Any], key: str | None = None) -> Job:
+        """Notes a job and starts it if there is room; with the key of an earlier one it is that one.
 
         Raises:
             BusyError: A job for one of the episodes has not ended (the message names it), too many wait, or the key
@@ -157,7 +153,7 @@ class JobPool:
                     if job.key == key:
                         if (job.kind, job.ep_ids, dict(job.requested)) != (kind, ep_ids, dict(requested)):
                             raise BusyError(f"Idempotency-Key {key!r} was used for another request: job {job.job_id}")
-                        return job, False
+                        return job
             waiting = 0
             for job in self._list_open():
                 waiting += job.state == QUEUED
@@ -169,7 +165,7 @@ class JobPool:
             job_id = self.store.create(kind, ep_ids, requested, is_on_ray=self._runner.is_ray, key=key).job_id
             self._ended.difference_update(self.store.prune(self._max_kept))
         self.tend()
-        return self.store.read(job_id), True
+        return self.store.read(job_id)
 
     def tend(self) -> None:
         """Notes the end of jobs that died without a word; starts those that wait, oldest first, while there is room."""
@@ -195,9 +191,18 @@ class JobPool:
             EngineError: It does not stop.
         """
         with self._lock, self.store.hold_all():
-            job = self.store.read(job_id)
-            if job.state == QUEUED and job_id not in self._started:
+            if self.store.read(job_id).state == QUEUED and job_id not in self._started:
                 self.store.end(job_id, CANCELED, "canceled before it began")
+            self._stopping.add(job_id)
+        try:
+            self._stop(self.store.read(job_id))
+        finally:
+            self._stopping.discard(job_id)
+        self.tend()
+        return self.store.read(job_id)
+
+    def _stop(self, job: Job) -> None:
+        job_id = job.job_id
         if job.state not in ENDED:
             if job.is_on_ray != self._runner.is_ray:
                 raise BusyError(f"job {job_id} runs {'on' if job.is_on_ray else 'without'} Ray, this API does not")
@@ -205,8 +210,6 @@ class JobPool:
                 raise BusyError(f"job {job_id} runs on {job.host}; cancel it through the API there")
             self._runner.stop(lambda: self.store.read(job_id))
             self.store.end(job_id, CANCELED, "canceled; its process had to be killed, no file is half written")
-        self.tend()
-        return self.store.read(job_id)
 
     def count_by_state(self) -> dict[str, int]:
         """Jobs by state."""
@@ -225,6 +228,8 @@ class JobPool:
 
     def _note_end(self, job: Job) -> bool:
         """Whether a job has come to its end without noting it; it is noted now."""
+        if job.job_id in self._stopping:
+            return False  # who stops it notes it
         try:
             why = self._runner.find_end(job) if job.is_on_ray == self._runner.is_ray else job.error
         except EngineError as error:
@@ -237,13 +242,13 @@ class JobPool:
         return True
 
     def _list_open(self) -> Sequence[Job]:
-        """Jobs that have not ended, newest first; those found dead are noted as failed."""
+        """Jobs that have not ended, newest first; those found dead are noted as failed, unless somebody stops them."""
         jobs = []
         for job_id in self.store.list_ids():
             if job_id in self._ended:
                 continue
             job = self.store.read(job_id)
-            if job.state in ENDED:
+            if job.state in ENDED and (job.ended_at is not None or job_id not in self._stopping):
                 if job.ended_at is None:
                     self.store.end(job_id, FAILED, job.error)
                 self._ended.add(job_id)

@@ -187,7 +187,7 @@ def _watch(client: httpx.Client, job_id: str) -> int:
 
     console = make_console(is_error=True)
     last_id: str | None = None
-    silences = 0
+    silences, phase = 0, ""
     with console.status("") as status:
         while True:
             try:
@@ -200,6 +200,9 @@ def _watch(client: httpx.Client, job_id: str) -> int:
                         event = orjson.loads(data)
                         if kind == "progress":
                             status.update(_describe(event))
+                            if not console.is_terminal and event.get("phase", "") != phase:
+                                phase = event["phase"]
+                                console.print(_describe(event), markup=False, highlight=False)
                         elif kind == "log":
                             console.print(event["line"], markup=False, highlight=False)
                         else:
