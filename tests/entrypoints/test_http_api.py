@@ -86,11 +86,14 @@ def test_a_job_from_its_start_to_its_report(shared_data: Path, shared: Path) -> 
 def test_a_job_outlives_the_api(drawn: Path) -> None:
     with serve(drawn, is_last=False) as api:
         job_id = api.start(EP, profile="high_accuracy", stride=1)["job_id"]
-        api.pid_of(job_id)
+        pid = api.pid_of(job_id)
         api.process.kill()
         api.process.wait()
+        wait_for(lambda: api.progress_file(job_id).get("items_done"), pause_s=0.001)
+        os.kill(pid, signal.SIGSTOP)  # so that it is not through before the next API looks
     with serve(drawn) as api:
         again = api.get(f"/jobs/{job_id}")
+        os.kill(pid, signal.SIGCONT)
         ended = api.wait(job_id)
 
     assert again["state"] == "running" and ended["state"] == "succeeded"
