@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -17,10 +18,10 @@ EP = "demo-s01e01"
 
 def start(root: Path, **requested: Any) -> tuple[JobStore, str, subprocess.Popen[bytes]]:
     store = JobStore(root / "runs" / "jobs")
-    asked = {"out_root": str(root), "models": str(root / "models"), "write_back": True, **requested}
-    job_id = store.create("episode", (EP,), asked).job_id
+    job_id = store.create("episode", (EP,), {"write_back": True, **requested}).job_id
     process = subprocess.Popen(
         [sys.executable, "-m", "cleanup.entrypoints.job_process", root / "runs" / "jobs", job_id],
+        env={**os.environ, "SCREENALYTICS_DATA_ROOT": str(root), "CLEANUP_MODELS": str(root / "models")},
         start_new_session=True, stderr=subprocess.PIPE,
     )  # fmt: skip
     return store, job_id, process
