@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cleanup.edges.job_store import CANCELED, FAILED, SUCCEEDED, JobStore
-from tests.builders import snapshot
+from tests.builders import artifacts_of
 
 EP = "demo-s01e01"
 
@@ -40,7 +40,7 @@ def test_a_job_does_what_the_command_does(drawn: Path) -> None:
 
 
 def test_a_stopped_job_is_canceled_and_leaves_the_files(drawn: Path) -> None:
-    before = snapshot(drawn / "manifests")
+    before = artifacts_of(drawn, EP)
     store, job_id, process = start(drawn)
     progress = store.folder_of(job_id) / "progress.json"
     deadline = time.monotonic() + 60
@@ -52,7 +52,7 @@ def test_a_stopped_job_is_canceled_and_leaves_the_files(drawn: Path) -> None:
     job = store.read(job_id)
 
     assert (job.state, job.error) == (CANCELED, "canceled; no file is half written")
-    assert snapshot(drawn / "manifests") == before
+    assert artifacts_of(drawn, EP) == before
 
 
 def test_a_job_that_cannot_be_done_says_why(drawn: Path) -> None:
