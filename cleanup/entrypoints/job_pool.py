@@ -24,6 +24,7 @@ _POLL_S = 0.05
 _PATIENCE_S = 3.0
 _KILL_S = 1.0
 _RAY_PATIENCE_S = 20.0
+_START_PATIENCE_S = 120.0
 
 
 class Runner(Protocol):
@@ -134,6 +135,7 @@ class JobPool:
         self._started: set[str] = set()
         self._ended: set[str] = set()
         self._stopping: set[str] = set()
+        self._refused_since: dict[str, float] = {}
 
     @property
     def is_on_ray(self) -> bool:
@@ -223,8 +225,12 @@ class JobPool:
         try:
             self._runner.start(self._folder, job_id)
         except (EngineError, OSError) as error:
-            _log.warning("job %s could not be started: %s", job_id, error)
-            self.store.end(job_id, FAILED, f"could not be started: {error}")
+            _log.warning("job %s cannot be started: %s", job_id, error)
+            since = self._refused_since.setdefault(job_id, time.monotonic())
+            if time.monotonic() - since > _START_PATIENCE_S:
+                self.store.end(job_id, FAILED, f"could not be started: {error}")
+            else:
+                self._started.discard(job_id)  # a cluster that is busy or away may be back at the next look
 
     def _note_end(self, job: Job) -> bool:
         """Whether a job has come to its end without noting it; it is noted now."""
