@@ -41,16 +41,11 @@ def shared() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with a Ray run one after the other, with those of the API: they are timed, and would find each other."""
+    """Tests with a Ray come last and one after the other: beside other work its dashboard loses its agents."""
     for item in items:
-        if item.get_closest_marker("ray") is not None or item.get_closest_marker("api") is not None:
-            item.add_marker(pytest.mark.xdist_group("processes"))
-
-
-def pytest_configure() -> None:
-    """The largest group of tests, that of Ray and the API, goes to the first worker, and has precedence."""
-    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
-        os.nice(5)
+        if item.get_closest_marker("ray") is not None:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
 
 
 def find_free_port() -> int:

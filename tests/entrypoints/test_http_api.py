@@ -24,7 +24,7 @@ from tests.builders import artifacts_of, copy_episode, snapshot
 from tests.entrypoints.test_cli import EP, cleanup
 from tests.serving import Api, serve, wait_for
 
-pytestmark = [pytest.mark.api, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 TOKEN = "correct-horse-battery"
 
 

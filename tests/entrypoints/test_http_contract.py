@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 from tests.entrypoints.test_cli import EP
 from tests.serving import serve, wait_for
 
-pytestmark = [pytest.mark.api, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 TOKEN = "correct-horse-battery"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
