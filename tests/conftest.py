@@ -40,6 +40,7 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with a Ray come last and one after the other: beside other work its dashboard loses its agents."""
     for item in items:
