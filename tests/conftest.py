@@ -40,9 +40,19 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with a Ray come last and one after the other: beside other work its dashboard loses its agents."""
+    for item in items:
+        if item.get_closest_marker("ray") is not None:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+
+
 def find_free_port() -> int:
-    """A TCP port nobody listens on, outside those that Ray hands to its workers."""
-    for port in range(20500, 21500):
+    """A TCP port nobody listens on, outside those that Ray hands to its workers; other tests look for other ones."""
+    first = 20500 if os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0" else 21000
+    for port in range(first, first + 500):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
                 return port

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 import ray
@@ -55,17 +56,23 @@ def start_head(*arguments: str, **environment: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def dashboard() -> Iterator[str]:
-    """URL of the dashboard of a Ray with two CPUs."""
+def head() -> Iterator[tuple[str, str]]:
+    """Address of a Ray with two CPUs, and the URL of its dashboard."""
     port = find_free_port() + 1
-    with start_head("--num-cpus=2", "--include-dashboard=true", f"--dashboard-port={port}"):
+    with start_head("--num-cpus=2", "--include-dashboard=true", f"--dashboard-port={port}") as address:
         url = f"http://127.0.0.1:{port}"
         for _ in range(300):
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"{url}/api/version", timeout=2).close()
                 break
             time.sleep(0.2)
-        yield url
+        yield address, url
+
+
+@pytest.fixture
+def dashboard(head: tuple[str, str]) -> str:
+    """URL of its dashboard."""
+    return head[1]
 
 
 def submit(dashboard: str, root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -137,6 +144,36 @@ def test_jobs_of_the_api_are_ray_jobs_and_outlive_it(dashboard: str, drawn: Path
     assert artifacts_of(drawn, "demo-s01e02") == before
     assert killed["state"] == "failed" and "the Ray job ended without a word" in killed["error"]
     assert {c["check"] for c in ready["checks"]} == {"data root", "Ray"}
+
+
+def test_ray_serve_deploys_the_api(head: tuple[str, str], drawn: Path) -> None:
+    address, dashboard = head
+    token = "correct-horse-battery"  # of a server that lives as long as the test
+    environment = {"SCREENALYTICS_DATA_ROOT": str(drawn), "CLEANUP_MODELS": str(drawn / "models"),
+                   "CLEANUP_API_TOKEN": token, "RAY_API_SERVER_ADDRESS": dashboard}  # fmt: skip
+    process = subprocess.Popen(
+        [Path(RAY).with_name("serve"), "run", "jobs.http_api:app", "--address", address, "--runtime-env-json",
+         json.dumps({"env_vars": environment})],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        with httpx.Client(base_url="http://127.0.0.1:8000", timeout=30) as http:
+            wait_for(lambda: answers(http), pause_s=0.5)
+            stranger = http.get("/jobs")
+            http.headers["Authorization"] = f"Bearer {token}"
+            job = http.post("/jobs/episode_cleanup_async", json={"ep_id": EP, "actions": ["recluster"]}).json()
+            ended = wait_for(lambda: j if (j := http.get(f"/jobs/{job['job_id']}").json())["ended_at"] else None)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+    assert stranger.status_code == 401 and ended["state"] == "succeeded"
+
+
+def answers(http: httpx.Client) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return http.get("/healthz").status_code == 200
+    return False
 
 
 def test_a_stopped_job_leaves_the_episode_as_it_was_or_whole(dashboard: str, drawn: Path) -> None:

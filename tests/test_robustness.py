@@ -101,7 +101,7 @@ def check(root: Path, shared: Path, ep_id: str, truth: Path, floor: float) -> No
     assert result["label_wrong"] <= 0.005
 
 
-@pytest.mark.parametrize("ep_id", EPISODES[:1])
+@pytest.mark.parametrize("ep_id", EPISODES)
 def test_at_half_size(shared: Path, shared_data: Path, tmp_path: Path, ep_id: str) -> None:
     video = shared_data / "videos" / ep_id / "episode.mp4"
     reencode(shared / "data" / "videos" / ep_id / "episode.mp4", video, scale=0.5)
@@ -112,7 +112,7 @@ def test_at_half_size(shared: Path, shared_data: Path, tmp_path: Path, ep_id: st
     check(shared_data, shared, ep_id, change_truth(shared / "truth" / f"{ep_id}.json", tmp_path / "t", scale=0.5), 0.97)
 
 
-@pytest.mark.parametrize("ep_id", EPISODES[1:])
+@pytest.mark.parametrize("ep_id", EPISODES)
 def test_at_half_the_frame_rate(shared: Path, shared_data: Path, tmp_path: Path, ep_id: str) -> None:
     video = shared_data / "videos" / ep_id / "episode.mp4"
     reencode(shared / "data" / "videos" / ep_id / "episode.mp4", video, keep_every=2)
