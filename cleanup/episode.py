@@ -1,53 +1,17 @@
-"""Episode: the frozen bundle of Arrow tables handed from phase to phase, and the rule for episode ids."""
+"""Episode: the frozen bundle of Arrow tables handed from phase to phase."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cleanup.errors import ArtifactError
+from cleanup.names import EpId
 
 DOCUMENTED, EMITTED = "documented", "emitted"
-SHOW_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
-EP_ID_PATTERN = rf"({SHOW_PATTERN})-s[0-9]{{2,3}}e[0-9]{{2,4}}"
-_EP_ID = re.compile(EP_ID_PATTERN)
-
-
-def check_ep_id(ep_id: str) -> str:
-    """Returns the episode id, checked before any path is built from it.
-
-    Raises:
-        ArtifactError: It is not of the form ``show-s05e02``.
-    """
-    if not _EP_ID.fullmatch(ep_id):
-        raise ArtifactError(
-            f"episode id {ep_id!r} is not of the form show-s05e02 (letters, digits, - and _ before the suffix)"
-        )
-    return ep_id
-
-
-def check_show(show: str) -> str:
-    """Returns the name of a show, checked by the rule of episode ids.
-
-    Raises:
-        ArtifactError: It holds something else than letters, digits, - and _.
-    """
-    if not re.fullmatch(SHOW_PATTERN, show):
-        raise ArtifactError(f"show {show!r} may hold letters, digits, - and _ only, as in its episode ids")
-    return show
-
-
-def show_of(ep_id: str) -> str:
-    """The show part of an episode id: ``rhobh`` of ``rhobh-s05e02``."""
-    match = _EP_ID.fullmatch(ep_id)
-    if match is None:
-        raise ArtifactError(f"episode id {ep_id!r} names no show")
-    return match[1]
 
 
 def format_identity_id(dialect: str, number: int) -> str:
@@ -81,7 +45,7 @@ class Episode:
         duration_s: Length of the episode in seconds, as well as it is known.
     """
 
-    ep_id: str
+    ep_id: EpId
     dialect: str
     fps: float
     tracks: pa.Table

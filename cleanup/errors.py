@@ -9,11 +9,17 @@ CleanupError
 ├── FacebankError    PostgreSQL does not answer, or what it holds does not fit the model
 ├── StorageError     remote storage does not answer or refuses
 ├── EngineError      Ray or a worker failed
+├── InvariantError   a result breaks an invariant: our bug, found before anything was written
+├── JobError         there is no such job of the API, or it cannot do what is asked
 └── BusyError        another run holds the episode
 
 Each carries one message that says what is wrong, where, and what to do about it. All of them pickle, because they
 cross process boundaries on Ray.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class CleanupError(Exception):
@@ -66,6 +72,30 @@ class EngineError(CleanupError):
     exit_code = 1
 
 
+class InvariantError(CleanupError):
+    """A result breaks an invariant of the artifacts. That is our bug; nothing was written.
+
+    Args:
+        message: The one line.
+        problems: Every violation.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+    def __reduce__(self) -> tuple[type[InvariantError], tuple[str, tuple[str, ...]]]:
+        return type(self), (str(self), self.problems)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its kind where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def describe_os_error(error: OSError) -> str:
+    """Which file, and what the system says of it, in one line."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or first_line(error)}"

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from cleanup import schemas
 from cleanup.episode import Episode
-from cleanup.errors import ArtifactError, CleanupError, VideoError
+from cleanup.errors import ArtifactError, InvariantError, VideoError
 from cleanup.interfaces import Engine, Facebank, RunMany, ShardResult, VideoInfo, run_in_turn
 from cleanup.phases.group_clusters import group_clusters
 from cleanup.phases.identity_rows import refresh_identity_figures
@@ -136,6 +136,7 @@ def run(
         The refined episode.
 
     Raises:
+        InvariantError: The result loses something or breaks a lock.
         CleanupError: Any of its kinds; the episode given is untouched.
     """
     original = episode = attach_detections(episode, context.settings.observe)
@@ -163,11 +164,9 @@ def run(
         episode = refresh_identity_figures(episode, context.settings.pooling, context.settings.recluster)
         report.after = measure_episode(episode, context.settings.split_tracks)
     report.warnings += find_warnings(report.after, context.settings.recluster)
-    problems = check_conservation(original, episode)
+    problems = check_conservation(original, episode, is_reclustered="recluster" in actions)
     if problems:
-        raise CleanupError(
-            f"{episode.ep_id}: internal error, nothing was written ({'; '.join(problems)}); please report it"
-        )
+        raise InvariantError(f"{episode.ep_id}: internal error, nothing was written ({problems[0]})", problems)
     return episode
 
 

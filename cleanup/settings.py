@@ -524,6 +524,13 @@ class OutputSettings:
         256, "longer side of the track thumbnails written with the crops", at_least=16, at_most=2048, unit="pixels",
         option=True,
     )  # fmt: skip
+    keep_backups: int = _setting(
+        10,
+        "backups of an episode that are kept beside the first one, the episode as it came; the oldest of the others go",
+        env="CLEANUP_KEEP_BACKUPS",
+        at_least=1,
+        option=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -622,6 +629,6 @@ def _collect_specs() -> dict[str, SettingSpec]:
 
 
 SPECS: Mapping[str, SettingSpec] = _collect_specs()
-# Where a server's models, people and copies are is the server's business: a request must not send it elsewhere.
-SERVER_SETTINGS = frozenset({"models", "facebank_dsn", "cache_dir", "cache_size"})
+# Where a server's models, people and copies are, and what it keeps, is its own business and no request's.
+SERVER_SETTINGS = frozenset({"models", "facebank_dsn", "cache_dir", "cache_size", "keep_backups"})
 REQUEST_SETTINGS = tuple(s.name for s in SPECS.values() if s.metadata["option"] and s.name not in SERVER_SETTINGS)

@@ -5,18 +5,42 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cleanup.episode import check_ep_id
+from cleanup.names import EpId, RunId
+
+# Of each file that a run may replace: which one it is, its length and when it was written; None where it is not there.
+Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
 @dataclass(frozen=True)
 class EpisodePaths:
-    """Where the files of an episode lie under a data root."""
+    """Where the files of an episode lie under a data root.
+
+    Attributes:
+        root: The data root.
+        ep_id: The episode.
+        staged_by: A run whose staged files take the place of the artifacts, or None for the artifacts themselves.
+    """
 
     root: Path
-    ep_id: str
+    ep_id: EpId
+    staged_by: RunId | None = None
 
-    def __post_init__(self) -> None:
-        check_ep_id(self.ep_id)
+    def staged(self, run_id: RunId) -> EpisodePaths:
+        """The episode as a run has staged it, to be read before it is committed."""
+        return EpisodePaths(self.root, self.ep_id, run_id)
+
+    @staticmethod
+    def staged_file(target: Path, run_id: RunId) -> Path:
+        """Where a run stages what is to replace a file: beside it."""
+        return target.with_name(f".{target.name}.{run_id}.staged")
+
+    def _artifact(self, folder: Path, name: str) -> Path:
+        path = folder / name
+        return path if self.staged_by is None else self.staged_file(path, self.staged_by)
+
+    def name_of(self, path: Path) -> str:
+        """A path as journals and backups name it: relative to the data root, with slashes."""
+        return path.relative_to(self.root).as_posix()
 
     @property
     def manifests(self) -> Path:
@@ -28,11 +52,11 @@ class EpisodePaths:
 
     @property
     def tracks(self) -> Path:
-        return self.manifests / "tracks.jsonl"
+        return self._artifact(self.manifests, "tracks.jsonl")
 
     @property
     def faces(self) -> Path:
-        return self.manifests / "faces.jsonl"
+        return self._artifact(self.manifests, "faces.jsonl")
 
     @property
     def detections(self) -> Path:
@@ -40,19 +64,28 @@ class EpisodePaths:
 
     @property
     def identities(self) -> Path:
-        return self.manifests / "identities.json"
+        return self._artifact(self.manifests, "identities.json")
 
     @property
     def track_metrics(self) -> Path:
-        return self.manifests / "track_metrics.json"
+        return self._artifact(self.manifests, "track_metrics.json")
 
     @property
     def embeddings(self) -> Path:
-        return self.root / "embeds" / self.ep_id / "faces.npy"
+        return self._artifact(self.root / "embeds" / self.ep_id, "faces.npy")
 
     @property
     def report(self) -> Path:
-        return self.manifests / "cleanup_report.json"
+        return self._artifact(self.manifests, "cleanup_report.json")
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """All files that a write-back may replace, in the order it does: nothing refers to what is not there yet."""
+        return (self.tracks, self.faces, self.embeddings, self.identities, self.track_metrics, self.report)
+
+    def stamp(self) -> Stamp:
+        """Changes whenever one of the files in ``written`` is replaced or written to."""
+        return tuple(_stamp_of(path) for path in self.written)
 
     @property
     def progress(self) -> Path:
@@ -67,9 +100,25 @@ class EpisodePaths:
         return self.root / "runs" / self.ep_id
 
     @property
+    def journal(self) -> Path:
+        return self.runs / "journal.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.runs / "shards"
 
     @property
     def finished(self) -> Path:
         return self.runs / "finished.json"
+
+    @property
+    def backups(self) -> Path:
+        return self.root / "backups" / self.ep_id
+
+
+def _stamp_of(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns

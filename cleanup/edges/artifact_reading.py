@@ -22,6 +22,7 @@ from cleanup.edges.embedding_text import ParsedVectors, open_record, parse_vecto
 from cleanup.edges.face_columns import ROW_TOLERANCE, read_plain_faces
 from cleanup.episode import DOCUMENTED, Episode
 from cleanup.errors import ArtifactError, first_line
+from cleanup.names import EpId
 
 # Lines whose numbers are parsed at a time, and how many such batches may wait: a few MB each.
 _LINES_AT_A_TIME, _BATCHES_AHEAD = 512, 8
@@ -359,7 +360,7 @@ def _explain_json_error(line: bytes, error: orjson.JSONDecodeError) -> str:
 
 
 def _build_episode(
-    ep_id: str,
+    ep_id: EpId,
     dialect_name: str,
     fps: float,
     tracks: list[dict[str, Any]],

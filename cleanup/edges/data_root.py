@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from cleanup.edges.artifact_files import EpisodePaths
+from cleanup.edges.artifact_files import EpisodePaths, Stamp
+from cleanup.edges.backups import Backup, BackupStore
+from cleanup.edges.episode_lock import hold_episode
+from cleanup.edges.lease import Lease
 from cleanup.edges.remote_files import is_url
 from cleanup.edges.remote_root import RemoteRoot
-from cleanup.errors import ArtifactError, FacebankError
+from cleanup.edges.write_back import WriteBack, read_settled
+from cleanup.errors import ArtifactError, CleanupError, FacebankError
+from cleanup.names import EpId, RunId, check_ep_id, is_ep_id
 from cleanup.settings import StorageSettings
 
 DATA_ROOT_VARIABLE = "SCREENALYTICS_DATA_ROOT"
 DEFAULT_DATA_ROOT = "data"
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class DataRoot:
         """The root as the user wrote it."""
         return self.remote.url if self.remote is not None else str(self.path)
 
-    def paths(self, ep_id: str) -> EpisodePaths:
+    def paths(self, ep_id: EpId) -> EpisodePaths:
         """The episode's files."""
         return EpisodePaths(self.path, ep_id)
 
@@ -42,14 +53,15 @@ class DataRoot:
         """A file of the root as the user would name it."""
         return f"{self.remote.url}/{path.relative_to(self.path).as_posix()}" if self.remote is not None else str(path)
 
-    def list_episodes(self) -> list[str]:
+    def list_episodes(self) -> list[EpId]:
         """Ids of the episodes that have artifacts, sorted."""
         if self.remote is not None:
             return self.remote.list_episodes()
         manifests = self.path / "manifests"
-        return sorted(p.name for p in manifests.iterdir() if p.is_dir()) if manifests.is_dir() else []
+        names = sorted(p.name for p in manifests.iterdir() if p.is_dir()) if manifests.is_dir() else []
+        return [check_ep_id(name) for name in names if is_ep_id(name)]
 
-    def check_episode(self, ep_id: str) -> None:
+    def check_episode(self, ep_id: EpId) -> None:
         """Makes sure that an episode has artifacts.
 
         Raises:
@@ -59,7 +71,48 @@ class DataRoot:
         if not (self.remote.has_episode(ep_id) if self.remote is not None else paths.manifests.is_dir()):
             raise ArtifactError(f"{self.name}/manifests/{ep_id}: no such episode; check --ep-id and --out-root")
 
-    def find_video(self, ep_id: str) -> str | None:
+    @contextlib.contextmanager
+    def hold(self, ep_id: EpId, patience_s: float = 0.0) -> Iterator[HeldEpisode]:
+        """Holds an episode for this process alone, with its artifacts as they are stored.
+
+        Args:
+            ep_id: The episode; it must have artifacts.
+            patience_s: How long to wait for another run on this machine.
+
+        Raises:
+            BusyError: Another run holds it; the message says which process and since when.
+        """
+        paths = self.paths(ep_id)
+        with contextlib.ExitStack() as stack:
+            leases = [stack.enter_context(hold_episode(paths, patience_s))]
+            if self.remote is not None:
+                leases.append(stack.enter_context(self.remote.hold(ep_id)))
+                self.remote.check_out(ep_id)
+            yield HeldEpisode(self, paths, tuple(leases))
+
+    def read_settled(self, ep_id: EpId, read: Callable[[EpisodePaths], _T]) -> _T:
+        """Reads several files of an episode as they are in one moment, whatever runs meanwhile.
+
+        Args:
+            ep_id: The episode.
+            read: Reads them; may be called more than once.
+        """
+        paths = self.paths(ep_id)
+        if self.remote is not None:
+            with self.hold(ep_id):  # a run on this machine works in the same mirror
+                return read(paths)
+
+        def finish() -> None:
+            with self.hold(ep_id):
+                pass
+
+        return read_settled(paths, lambda: read(paths), finish)
+
+    def backups(self, ep_id: EpId) -> BackupStore:
+        """The episode's backups."""
+        return BackupStore(self.paths(ep_id), self.remote)
+
+    def find_video(self, ep_id: EpId) -> str | None:
         """Path or URL of an episode's video, or None where there is none."""
         if self.remote is not None:
             return self.remote.video_url(ep_id)
@@ -82,6 +135,55 @@ class DataRoot:
                 "reach with --facebank-dsn or FACEBANK_DSN"
             )
         return self.path / "facebank" / "postgres"
+
+
+@dataclass(frozen=True)
+class HeldEpisode:
+    """An episode that this process holds, and the only way to change its files.
+
+    Attributes:
+        root: Its data root.
+        paths: Its files on this machine.
+        leases: What holds it, on this storage and behind the URL.
+    """
+
+    root: DataRoot
+    paths: EpisodePaths
+    leases: tuple[Lease, ...]
+
+    def write_back(self, run_id: RunId, made_by: str, expected: Stamp | None) -> WriteBack:
+        """A transaction over the episode's files; see ``WriteBack``."""
+        return WriteBack(self.paths, run_id, made_by, expected)
+
+    def commit(self, write_back: WriteBack, n_kept: int, *, is_backwards: bool = False) -> Backup:
+        """Commits a transaction, stores it behind the URL if there is one, and prunes the backups.
+
+        Args:
+            write_back: What was staged.
+            n_kept: Backups to keep beside the first one.
+            is_backwards: See ``WriteBack.commit``.
+
+        Raises:
+            StorageError: The episode was lost to another run, and nothing was written; or the files are committed but
+                not all in place, which the message says.
+            OSError: Nothing was written.
+        """
+        for lease in self.leases:
+            lease.check()
+        backup = write_back.commit(is_backwards=is_backwards)
+        store, remote = self.root.backups(self.paths.ep_id), self.root.remote
+        if remote is not None:
+            files = [self.paths.root / name for name in backup.changed]
+            if is_backwards:
+                files.reverse()
+            kept = [store.object_path(v) for v in (backup.before[name] for name in backup.changed) if v is not None]
+            remote.publish(self.paths.ep_id, backup.run_id, [store.record_path(backup.run_id), *files], kept)
+            shutil.rmtree(self.paths.backups)  # the mirror's own; the root has them
+        try:
+            store.prune(n_kept, is_first_kept=True)
+        except (CleanupError, OSError) as error:
+            _log.warning("%s is written, but its old backups could not be removed: %s", self.paths.ep_id, error)
+        return backup
 
 
 def resolve_out_root(explicit: str | None, environment: Mapping[str, str], storage: StorageSettings) -> DataRoot:

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from cleanup.edges.artifact_files import EpisodePaths
-from cleanup.edges.write_back import write_synced
+from cleanup.edges.file_writing import write_synced
 
 
 @functools.cache

@@ -30,8 +30,9 @@ from typing import Any
 
 import orjson
 
-from cleanup.edges.write_back import write_synced
+from cleanup.edges.file_writing import write_synced
 from cleanup.errors import BusyError, JobError
+from cleanup.names import EpId, check_ep_id
 
 EPISODE, SEASON = "episode", "season"
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELED = "queued", "running", "succeeded", "failed", "canceled"
@@ -65,7 +66,7 @@ class Job:
 
     job_id: str
     kind: str
-    ep_ids: tuple[str, ...]
+    ep_ids: tuple[EpId, ...]
     requested: Mapping[str, Any]
     created_at: str
     is_on_ray: bool
@@ -100,7 +101,7 @@ class JobStore:
     def create(
         self,
         kind: str,
-        ep_ids: tuple[str, ...],
+        ep_ids: tuple[EpId, ...],
         requested: Mapping[str, Any],
         *,
         is_on_ray: bool = False,
@@ -133,7 +134,7 @@ class JobStore:
         return Job(
             job_id=job_id,
             kind=request["kind"],
-            ep_ids=tuple(request["ep_ids"]),
+            ep_ids=tuple(check_ep_id(ep_id) for ep_id in request["ep_ids"]),
             requested=request["requested"],
             created_at=request["created_at"],
             is_on_ray=request["is_on_ray"],

@@ -16,6 +16,7 @@ from cleanup.edges.postgres_server import PostgresServer
 from cleanup.edges.seed_index import N_BESIDE, create_index, find_candidates, is_worthwhile
 from cleanup.errors import FacebankError
 from cleanup.interfaces import PersonMatch
+from cleanup.names import PersonId, check_person_id
 from cleanup.people import ShowState
 
 # PostgreSQL's binary COPY: signature, flags and extension in front, the end marker behind, and what precedes a vector.
@@ -43,7 +44,7 @@ class Seed:
         original_path: The photo itself, or None.
     """
 
-    person_id: str
+    person_id: PersonId
     name: str
     image_name: str
     image_sha256: str
@@ -201,7 +202,7 @@ class PostgresFacebank(PostgresServer):
                 model_sha256=row[3],
                 is_featured=row[4],
                 seed=Seed(
-                    person_id=row[5],
+                    person_id=check_person_id(row[5]),
                     name=row[6],
                     image_name=row[7],
                     image_sha256=row[8],

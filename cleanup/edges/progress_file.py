@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from cleanup.edges.file_writing import replace_file
 from cleanup.edges.remote_root import RemoteRoot
 from cleanup.errors import StorageError
 from cleanup.progress import PhaseProgress
@@ -19,6 +19,7 @@ from cleanup.progress import PhaseProgress
 _log = logging.getLogger(__name__)
 _MIN_INTERVAL_S = 0.5
 _REMOTE_INTERVAL_S = 5.0
+_ENDS = ("done", "failed", "canceled")
 
 
 class ProgressFile:
@@ -100,7 +101,7 @@ class ProgressFile:
         replace_file(self.path, orjson.dumps(self._record, option=orjson.OPT_INDENT_2))
         if self._on_record is not None:
             self._on_record(self._record)
-        self._mirror.store(is_last=self._record["phase"] in ("done", "failed", "canceled"))
+        self._mirror.store(is_last=self._record["phase"] in _ENDS)
 
 
 class RemoteCopy:
@@ -128,8 +129,25 @@ class RemoteCopy:
                 _log.warning("%s", error)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Replaces a file that only has to be whole, not to outlast a power cut."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    staged.write_bytes(content)
-    staged.replace(path)
+def end_abandoned(path: Path, report: Path | None) -> None:
+    """Ends a progress file whose run is gone without a word.
+
+    Args:
+        path: The file; if it is not there, or not one, it is left alone.
+        report: The report of the run if its write-back was finished after it, else None: it changed nothing.
+    """
+    try:
+        record = dict(orjson.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return
+    if report is not None:
+        message = "the run was cut off after its commit; the files have been put into place"
+        record.update(phase="done", phase_index=record.get("phase_total", 0), phase_progress=1.0)
+        record.update(message=message, eta_seconds=0.0, summary=orjson.loads(report.read_bytes()))
+        record.pop("error", None)
+    elif record.get("phase") not in _ENDS:
+        error = "the run ended without a word (killed, or its machine went down); the files are as they were"
+        record.update(phase="failed", message=error, eta_seconds=None, error=error)
+    else:
+        return
+    replace_file(path, orjson.dumps(record, option=orjson.OPT_INDENT_2))

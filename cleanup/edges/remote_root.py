@@ -9,26 +9,19 @@ A reader that looks while objects are copied into place may see new files beside
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
-import threading
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from cleanup.edges.artifact_files import EpisodePaths
+from cleanup.edges.lease import LEASE_S, Lease
 from cleanup.edges.remote_files import open_filesystem, storage_errors
-from cleanup.errors import ArtifactError, BusyError, StorageError
-
-# A lease that was not renewed for so long belongs to a process that is gone.
-_LEASE_S = 90.0
-_HEARTBEAT_S = 20.0
+from cleanup.errors import ArtifactError, StorageError
+from cleanup.names import EpId, RunId, check_ep_id, is_ep_id
 
 
 @dataclass(frozen=True)
@@ -43,16 +36,17 @@ class RemoteRoot:
     url: str
     mirror: Path
 
-    def list_episodes(self) -> list[str]:
+    def list_episodes(self) -> list[EpId]:
         """Ids of the episodes that have artifacts."""
         filesystem, root = open_filesystem(self.url)
         folder = f"{root}/manifests"
         with storage_errors(f"{self.url}/manifests"):
             if not filesystem.exists(folder):
                 return []
-            return sorted(Path(e["name"]).name for e in filesystem.ls(folder, detail=True) if e["type"] == "directory")
+            names = [Path(e["name"]).name for e in filesystem.ls(folder, detail=True) if e["type"] == "directory"]
+        return [check_ep_id(name) for name in sorted(names) if is_ep_id(name)]
 
-    def check_out(self, ep_id: str) -> None:
+    def check_out(self, ep_id: EpId) -> None:
         """Makes the mirror's artifacts equal to what is stored, after a cut-off publication has been finished."""
         paths = EpisodePaths(self.mirror, ep_id)
         self._recover(paths)
@@ -65,7 +59,7 @@ class RemoteRoot:
             if filesystem.exists(name):
                 filesystem.get_file(name, str(paths.finished))
 
-    def fetch_checkpoints(self, ep_id: str) -> None:
+    def fetch_checkpoints(self, ep_id: EpId) -> None:
         """Makes the mirror's checkpoints of an episode those that are stored."""
         self._mirror(EpisodePaths(self.mirror, ep_id).checkpoints)
 
@@ -81,11 +75,11 @@ class RemoteRoot:
                 local.parent.mkdir(parents=True, exist_ok=True)
                 filesystem.get_file(path, str(local))
 
-    def has_episode(self, ep_id: str) -> bool:
+    def has_episode(self, ep_id: EpId) -> bool:
         """Whether the episode has artifacts."""
         return self._exists(EpisodePaths(self.mirror, ep_id).manifests)
 
-    def video_url(self, ep_id: str) -> str | None:
+    def video_url(self, ep_id: EpId) -> str | None:
         """The episode's video, or None where there is none."""
         path = EpisodePaths(self.mirror, ep_id).video
         return self._url_of(path) if self._exists(path) else None
@@ -105,6 +99,25 @@ class RemoteRoot:
                 local.parent.mkdir(parents=True, exist_ok=True)
                 filesystem.get_file(name, str(local))
 
+    def fetch_some(self, folder: Path, pattern: str) -> None:
+        """Makes the mirror's files of a folder that match a pattern those that are stored."""
+        url = self._url_of(folder)
+        filesystem, name = open_filesystem(url)
+        for local in folder.glob(pattern):
+            local.unlink()
+        with storage_errors(url):
+            for path in filesystem.glob(f"{name}/{pattern}"):
+                folder.mkdir(parents=True, exist_ok=True)
+                filesystem.get_file(path, str(folder / Path(path).name))
+
+    def list_sizes(self, folder: Path) -> dict[Path, int]:
+        """The stored files of a folder, as places in the mirror, with their sizes."""
+        url = self._url_of(folder)
+        filesystem, name = open_filesystem(url)
+        with storage_errors(url):
+            found = filesystem.find(name, detail=True) if filesystem.exists(name) else {}
+            return {folder / Path(path).relative_to(name): int(info["size"]) for path, info in found.items()}
+
     def put(self, local: Path) -> None:
         """Stores one file of the mirror as it is."""
         url = self._url_of(local)
@@ -120,27 +133,31 @@ class RemoteRoot:
             if filesystem.exists(name):
                 filesystem.rm(name, recursive=True)
 
-    def publish(self, ep_id: str, run_id: str, files: list[Path]) -> None:
-        """Replaces the episode's stored files by those of the mirror, all or none; keeps a backup of what was there.
+    def publish(self, ep_id: EpId, run_id: RunId, files: list[Path], kept: list[Path]) -> None:
+        """Makes the episode's stored files those of the mirror, all or none.
 
         Args:
             ep_id: The episode.
             run_id: The run that made them.
-            files: Files of the mirror, in the order they are put into place.
+            files: Files of the mirror, in the order they are put into place; what is not in the mirror is removed.
+            kept: Contents for the backup, named by their digest: what there is already is not stored again.
 
         Raises:
             StorageError: Before the commit point, and nothing has changed; or after it, which the message says.
         """
-        runs = EpisodePaths(self.mirror, ep_id).runs
-        names = [path.relative_to(self.mirror).as_posix() for path in files]
-        staged = f"{runs.relative_to(self.mirror).as_posix()}/{run_id}/staged"
+        staged = f"{EpisodePaths(self.mirror, ep_id).runs.relative_to(self.mirror).as_posix()}/{run_id}/staged"
         filesystem, root = open_filesystem(self.url)
+        moves: list[tuple[str | None, str]] = []
         with storage_errors(self.url):
-            for path, name in zip(files, names, strict=True):
-                filesystem.pipe_file(f"{root}/{staged}/{name}", path.read_bytes())
-                if filesystem.exists(f"{root}/{name}"):
-                    filesystem.cp_file(f"{root}/{name}", f"{root}/backups/{ep_id}/{run_id}/{name}")
-            moves = [[f"{staged}/{name}", name] for name in names]
+            for path in kept:
+                name = f"{root}/{path.relative_to(self.mirror).as_posix()}"
+                if not filesystem.exists(name):
+                    filesystem.put_file(str(path), name)
+            for path in files:
+                name = path.relative_to(self.mirror).as_posix()
+                moves.append((f"{staged}/{name}" if path.exists() else None, name))
+                if path.exists():
+                    filesystem.put_file(str(path), f"{root}/{staged}/{name}")
             journal = orjson.dumps({"run_id": run_id, "moves": moves})
             filesystem.pipe_file(f"{root}/{self._journal_name(ep_id)}", journal)
         try:
@@ -152,15 +169,19 @@ class RemoteRoot:
                 "finishes that"
             ) from error
 
-    def _journal_name(self, ep_id: str) -> str:
+    def _journal_name(self, ep_id: EpId) -> str:
         return f"{EpisodePaths(self.mirror, ep_id).runs.relative_to(self.mirror).as_posix()}/journal.json"
 
-    def _apply(self, filesystem: Any, root: str, ep_id: str, moves: list[list[str]]) -> None:
+    def _apply(self, filesystem: Any, root: str, ep_id: EpId, moves: Sequence[tuple[str | None, str]]) -> None:
         for staged, name in moves:
-            filesystem.cp_file(f"{root}/{staged}", f"{root}/{name}")
+            if staged is not None:
+                filesystem.cp_file(f"{root}/{staged}", f"{root}/{name}")
+            elif filesystem.exists(f"{root}/{name}"):
+                filesystem.rm_file(f"{root}/{name}")
         filesystem.rm_file(f"{root}/{self._journal_name(ep_id)}")
         for staged, _ in moves:
-            filesystem.rm_file(f"{root}/{staged}")
+            if staged is not None:
+                filesystem.rm_file(f"{root}/{staged}")
 
     def _recover(self, paths: EpisodePaths) -> None:
         filesystem, root = open_filesystem(self.url)
@@ -172,10 +193,11 @@ class RemoteRoot:
                     filesystem.rm(staged, recursive=True)
                 return
             try:
-                moves = orjson.loads(filesystem.cat_file(name))["moves"]
-            except (orjson.JSONDecodeError, KeyError) as error:
+                moves = [(staged, target) for staged, target in orjson.loads(filesystem.cat_file(name))["moves"]]
+            except (KeyError, TypeError, ValueError) as error:
                 raise ArtifactError(
-                    f"{name}: unreadable ({error}); restore the episode from backups/ by hand"
+                    f"{name}: not a readable journal ({error}); move it away, and see cleanup backups list "
+                    f"{paths.ep_id} for what there is to go back to"
                 ) from error
             self._apply(filesystem, root, paths.ep_id, moves)
 
@@ -183,14 +205,13 @@ class RemoteRoot:
         return f"{self.url}/{local.relative_to(self.mirror).as_posix()}"
 
     @contextlib.contextmanager
-    def hold(self, ep_id: str) -> Iterator[Lease]:
+    def hold(self, ep_id: EpId) -> Iterator[Lease]:
         """Holds the episode for one run on any host: a lease that is renewed while the run lasts.
 
         Raises:
             BusyError: Another run holds it; the message says which process and since when.
         """
-        url = self._url_of(EpisodePaths(self.mirror, ep_id).runs / "lease.json")
-        lease = Lease(url, ep_id)
+        lease = Lease(ObjectLease(self._url_of(EpisodePaths(self.mirror, ep_id).runs / "lease.json")), ep_id)
         lease.acquire()
         try:
             yield lease
@@ -198,91 +219,55 @@ class RemoteRoot:
             lease.release()
 
 
-class Lease:
-    """One episode's lease: an object that only one run can create, renewed by a thread, taken over once it is stale.
+class ObjectLease:
+    """A lease as an object of a storage that creates an object for one of several that try; see ``LeaseStore``.
 
     Args:
-        url: The lease object.
-        ep_id: Its episode.
+        url: The object.
     """
 
-    def __init__(self, url: str, ep_id: str) -> None:
-        self._url, self._ep_id = url, ep_id
+    def __init__(self, url: str) -> None:
+        self._url = url
         self._filesystem, self._name = open_filesystem(url)
-        self._token = uuid.uuid4().hex
-        self._since = datetime.now(UTC).isoformat(timespec="seconds")
-        self._ended = threading.Event()
-        self._is_lost = False
-        self._thread = threading.Thread(target=self._renew, name=f"lease-{ep_id}", daemon=True)
 
-    def acquire(self) -> None:
-        """Takes the lease and keeps it."""
+    def create(self, record: dict[str, Any]) -> bool:
+        """See LeaseStore."""
         with storage_errors(self._url):
-            if not self._create():
-                held = self._read()
-                if held is not None and time.time() < held["expires"]:
-                    raise BusyError(f"{self._ep_id}: a cleanup is running already ({held['holder']}); wait or stop it")
-                if held is not None:
-                    self._filesystem.rm_file(self._name)
-                if not self._create():
-                    raise BusyError(f"{self._ep_id}: another cleanup has just begun; wait or stop it")
-        self._thread.start()
-
-    def check(self) -> None:
-        """Makes sure that the lease is still this run's.
-
-        Raises:
-            StorageError: It is not: this host was out of touch for too long, and another run may have begun.
-        """
-        with storage_errors(self._url):
-            held = self._read()
-        if self._is_lost or held is None or held["token"] != self._token:
-            raise StorageError(f"{self._ep_id}: the lease was lost to another run; nothing was published, run it again")
-
-    def release(self) -> None:
-        """Gives the lease back."""
-        self._ended.set()
-        self._thread.join()
-        with contextlib.suppress(StorageError), storage_errors(self._url):  # one that is not removed goes stale
-            held = self._read()
-            if held is not None and held["token"] == self._token:
-                self._filesystem.rm_file(self._name)
-
-    def _create(self) -> bool:
-        try:
-            self._filesystem.pipe_file(self._name, self._content(), mode="create")
-        except FileExistsError:
-            return False
-        except OSError as error:
-            # S3 answers a create of what is there with "precondition failed".
-            if "PreconditionFailed" in repr(error) or "pre-conditions" in str(error):
+            try:
+                self._filesystem.pipe_file(self._name, _with_expiry(record), mode="create")
+            except FileExistsError:
                 return False
-            raise
+            except OSError as error:
+                # S3 answers a create of what is there with "precondition failed".
+                if "PreconditionFailed" in repr(error) or "pre-conditions" in str(error):
+                    return False
+                raise
         return True
 
-    def _content(self) -> bytes:
-        holder = f"process {os.getpid()} on {socket.gethostname()} since {self._since}"
-        return orjson.dumps({"token": self._token, "holder": holder, "expires": time.time() + _LEASE_S})
-
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            return dict(orjson.loads(self._filesystem.cat_file(self._name)))
-        except FileNotFoundError:
-            return None
-
-    def _renew(self) -> None:
-        renewed = time.monotonic()
-        while not self._ended.wait(_HEARTBEAT_S):
+    def read(self) -> dict[str, Any] | None:
+        """See LeaseStore."""
+        with storage_errors(self._url):
             try:
-                with storage_errors(self._url):
-                    held = self._read()
-                    if held is None or held["token"] != self._token:
-                        self._is_lost = True
-                        return
-                    self._filesystem.pipe_file(self._name, self._content())
-                    renewed = time.monotonic()
-            except StorageError:
-                # Out of touch: another try at the next beat, until the lease may be somebody else's.
-                if time.monotonic() - renewed > _LEASE_S:
-                    self._is_lost = True
-                    return
+                return dict(orjson.loads(self._filesystem.cat_file(self._name)))
+            except FileNotFoundError:
+                return None
+
+    def is_stale(self, record: dict[str, Any]) -> bool:
+        """See LeaseStore."""
+        return time.time() >= float(record["expires"])
+
+    def renew(self, record: dict[str, Any]) -> None:
+        """See LeaseStore."""
+        with storage_errors(self._url):
+            self._filesystem.pipe_file(self._name, _with_expiry(record))
+
+    def remove(self, record: dict[str, Any]) -> None:
+        """See LeaseStore."""
+        held = self.read()
+        if held is not None and held["token"] == record["token"]:
+            with storage_errors(self._url):
+                self._filesystem.rm_file(self._name)
+
+
+def _with_expiry(record: dict[str, Any]) -> bytes:
+    return orjson.dumps({**record, "expires": time.time() + LEASE_S})

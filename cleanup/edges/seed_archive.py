@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,11 @@ import orjson
 
 from cleanup.edges.artifact_checks import NORM_TOLERANCE
 from cleanup.edges.data_root import DataRoot
+from cleanup.edges.file_writing import write_synced
 from cleanup.edges.postgres_facebank import PostgresFacebank, Seed
-from cleanup.edges.seed_images import read_image, write_image
-from cleanup.edges.seed_photos import check_person_id
-from cleanup.edges.write_back import write_synced
-from cleanup.episode import check_show
+from cleanup.edges.seed_images import check_image_name, read_image, write_image
 from cleanup.errors import CleanupError, FacebankError, first_line
+from cleanup.names import check_person_id, check_show
 
 _MANIFEST, _VERSION = "manifest.json", 1
 _IMAGE_FIELDS = ("embed_path", "display_path", "original_path")
@@ -138,7 +137,7 @@ def _read_archive(source: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
                 if member.name == _MANIFEST:
                     manifest = orjson.loads(content)
                 else:
-                    images[_check_name(source, member.name)] = content
+                    images[check_image_name(member.name)] = content
     except FileNotFoundError:
         raise FacebankError(f"{source}: no such file") from None
     except (tarfile.TarError, OSError, EOFError, orjson.JSONDecodeError) as error:
@@ -151,10 +150,3 @@ def _read_archive(source: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     if digests != manifest.get("images"):
         raise FacebankError(f"{source}: its pictures are not those its manifest lists; the archive is damaged")
     return manifest, images
-
-
-def _check_name(source: Path, name: str) -> str:
-    parts = PurePosixPath(name).parts
-    if parts[:2] != ("facebank", "seeds") or ".." in parts or "\\" in name or "\0" in name:
-        raise FacebankError(f"{source}: {name!r} does not lie under facebank/seeds; refused")
-    return name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from cleanup.algorithms.face_alignment import CROP_SIZE
 from cleanup.edges.artifact_checks import NORM_TOLERANCE
 from cleanup.edges.data_root import DataRoot
+from cleanup.edges.file_writing import write_synced
 from cleanup.edges.postgres_facebank import Seed, StoredSeed
 from cleanup.edges.seed_photos import SeedImages
-from cleanup.edges.write_back import write_synced
 from cleanup.errors import FacebankError
+from cleanup.names import Show
 
 _JPEG_QUALITY = 92
 
 
-def save_images(root: DataRoot, show: str, seed: Seed, images: SeedImages, *, keeps_original: bool) -> Seed:
+def save_images(root: DataRoot, show: Show, seed: Seed, images: SeedImages, *, keeps_original: bool) -> Seed:
     """Writes the pictures of a seed; returns the seed with their paths, relative to the data root."""
     folder = f"facebank/seeds/{show}/{seed.person_id}/{seed.image_sha256[:16]}"
     embed_path, display_path, original_path = f"{folder}/embed.png", f"{folder}/display.jpg", None
@@ -36,9 +37,21 @@ def save_images(root: DataRoot, show: str, seed: Seed, images: SeedImages, *, ke
     )
 
 
+def check_image_name(name: str) -> str:
+    """The name of a seed's picture, checked before it becomes a path.
+
+    Raises:
+        FacebankError: It does not lie under facebank/seeds.
+    """
+    parts = PurePosixPath(name).parts
+    if parts[:2] != ("facebank", "seeds") or ".." in parts or "\\" in name or "\0" in name:
+        raise FacebankError(f"{name!r} does not lie under facebank/seeds; refused")
+    return name
+
+
 def write_image(root: DataRoot, name: str, content: bytes) -> None:
     """Writes a picture to its place under the data root, whole or not at all."""
-    path = root.path / name
+    path = root.path / check_image_name(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_synced(path, content)
     if root.remote is not None:
@@ -47,7 +60,7 @@ def write_image(root: DataRoot, name: str, content: bytes) -> None:
 
 def read_image(root: DataRoot, name: str) -> bytes | None:
     """The bytes of a picture, or None where it is gone."""
-    path = root.path / name
+    path = root.path / check_image_name(name)
     if root.remote is not None and not path.exists():
         root.remote.fetch(path)
     return path.read_bytes() if path.is_file() else None

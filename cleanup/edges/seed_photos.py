@@ -17,10 +17,9 @@ from cleanup.algorithms.face_quality import score_face
 from cleanup.edges.onnx_models import DetectedFace, FaceModels
 from cleanup.edges.postgres_facebank import Seed
 from cleanup.errors import FacebankError, ModelError
+from cleanup.names import PersonId, check_person_id
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
-_PERSON_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
-_UNKNOWN_ID = re.compile(r"unknown-\d+")
 # Longer side of the picture that is kept for people, pixels.
 _DISPLAY_SIZE = 512
 # A face cropped tight is missed by SCRFD; with a black border of half the picture's size it is found.
@@ -32,7 +31,7 @@ class PhotoOutcome:
     """What became of one photo: a seed, or the reason why not; ``note`` is what a person may want to know."""
 
     path: Path
-    person_id: str
+    person_id: PersonId
     seed: Seed | None
     problem: str = ""
     images: SeedImages | None = None
@@ -67,20 +66,7 @@ class SeedRules:
     is_aligned: bool = False
 
 
-def check_person_id(person_id: str) -> str:
-    """Returns the person id, checked before any path is built from it.
-
-    Raises:
-        FacebankError: It holds something else than letters, digits, - and _, or is one that unknown people get.
-    """
-    if not _PERSON_ID.fullmatch(person_id):
-        raise FacebankError(f"person id {person_id!r} may hold letters, digits, - and _ only")
-    if _UNKNOWN_ID.fullmatch(person_id):
-        raise FacebankError(f"person id {person_id!r} is of the form that unknown people get; give another")
-    return person_id
-
-
-def find_photos(folder: Path) -> list[tuple[str, Path]]:
+def find_photos(folder: Path) -> list[tuple[PersonId, Path]]:
     """(person id, photo) for every DIR/person/*.jpg|jpeg|png, in order.
 
     Raises:
@@ -90,11 +76,11 @@ def find_photos(folder: Path) -> list[tuple[str, Path]]:
         raise FacebankError(f"{folder}: no such folder; it should hold one folder of photos per person")
     photos = []
     for person in sorted(p for p in folder.iterdir() if p.is_dir()):
-        if not _PERSON_ID.fullmatch(person.name):
-            raise FacebankError(
-                f"{person}: the folder's name is the person id and may hold letters, digits, - and _ only"
-            )
-        photos += [(person.name, p) for p in sorted(person.iterdir()) if p.suffix.lower() in _IMAGE_SUFFIXES]
+        try:
+            person_id = check_person_id(person.name)
+        except FacebankError as error:
+            raise FacebankError(f"{person}: the folder's name is the person id, but {error}") from None
+        photos += [(person_id, p) for p in sorted(person.iterdir()) if p.suffix.lower() in _IMAGE_SUFFIXES]
     if not photos:
         raise FacebankError(f"{folder}: no photos found; expected {folder}/PERSON/*.jpg or *.png")
     return photos
@@ -105,7 +91,7 @@ def name_from_id(person_id: str) -> str:
     return " ".join(part.capitalize() for part in re.split(r"[-_]+", person_id) if part)
 
 
-def embed_photos(photos: list[tuple[str, Path]], models: FaceModels, rules: SeedRules) -> Iterator[PhotoOutcome]:
+def embed_photos(photos: list[tuple[PersonId, Path]], models: FaceModels, rules: SeedRules) -> Iterator[PhotoOutcome]:
     """Makes a seed of each photo or says why not; in order, one at a time."""
     if models.detector is None and not rules.is_aligned:
         raise ModelError("the model folder has no face detector; enrolment needs one, or aligned crops with --aligned")

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from cleanup import schemas
+from cleanup.edges.file_writing import write_synced
 from cleanup.edges.remote_root import RemoteRoot
-from cleanup.edges.write_back import write_synced
 from cleanup.errors import ArtifactError, first_line
 from cleanup.interfaces import Engine, OnShard, ShardResult, ignore_shard
 from cleanup.progress import ReportItems, ignore_items

@@ -1,190 +1,269 @@
-"""Writes an episode's files back as one transaction, one run at a time.
+"""Writes an episode's files back as one transaction.
 
-New contents are staged and fsynced under the episode's run folder. What is about to be replaced is kept as a backup.
-Writing the journal is the commit point: before it, a crash leaves the episode as it was and the staged files are
-rubbish; after it, the next command finishes the replacing from the journal. Files are replaced in a fixed order, each
-by an atomic rename.
+New contents are staged and fsynced beside the files they replace. What is about to be replaced is kept as a backup.
+Renaming the journal into place is the commit point: before it, a crash leaves the episode as it was and what is staged
+is rubbish; after it, whoever holds the episode next finishes the replacing from the journal. Each file is replaced by
+an atomic rename, in an order in which no reference ever points nowhere: tracks first, identities later, the report
+last; the other way round when an episode is put back. Readers that need all files of one moment use ``read_settled``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import shutil
-import signal
-import socket
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any, TypeVar
 
 import orjson
 
-from cleanup.edges.artifact_files import EpisodePaths
-from cleanup.errors import ArtifactError, BusyError
+from cleanup.edges.artifact_files import EpisodePaths, Stamp
+from cleanup.edges.backups import Backup, BackupStore, make_backup
+from cleanup.edges.file_writing import FileVersion, read_version, sync_folder, write_pieces
+from cleanup.errors import ArtifactError, BusyError, CleanupError, StorageError
+from cleanup.names import RunId
 
-_BUFFER_BYTES = 1 << 20
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _write_synced(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb", buffering=_BUFFER_BYTES) as stream:
-        stream.writelines(pieces)
-        stream.flush()
-        os.fsync(stream.fileno())
+_JOURNAL_VERSION = 1
+# How long a reader waits for a moment in which nobody writes.
+_PATIENCE_S = 10.0
+_GLANCE_S = 0.02
+_T = TypeVar("_T")
 
 
-def make_run_id() -> str:
-    """A fresh id: when, and by which process."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}Z-{os.getpid()}"
+class WriteBack:
+    """One transaction over an episode that this process holds. A context manager: what was not committed is removed.
 
-
-@contextlib.contextmanager
-def hold_episode(paths: EpisodePaths) -> Iterator[None]:
-    """Holds the episode for one run; the lock dies with the process. A write-back that was cut off is finished first.
-
-    Raises:
-        BusyError: Another run holds the episode; the message says which process and since when.
+    Args:
+        paths: The episode.
+        run_id: The run that writes.
+        made_by: What it is, for the backup's record.
+        expected: ``paths.stamp()`` of when the episode was read; None where nothing was read from it.
     """
-    paths.runs.mkdir(parents=True, exist_ok=True)
-    lock = paths.runs / "lock"
-    with lock.open("a+b") as stream:
+
+    def __init__(self, paths: EpisodePaths, run_id: RunId, made_by: str, expected: Stamp | None) -> None:
+        self._paths, self._run_id, self._made_by, self._expected = paths, run_id, made_by, expected
+        self._staged: dict[Path, FileVersion | None] = {}
+        self.staged_paths = paths.staged(run_id)
+
+    def __enter__(self) -> WriteBack:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._paths.journal.exists():
+            for target in list(self._staged):
+                self.discard(target)
+
+    @property
+    def changed(self) -> list[Path]:
+        """The files that a commit replaces or removes."""
+        return list(self._staged)
+
+    def stage(self, contents: Mapping[Path, Iterable[bytes | memoryview]]) -> None:
+        """Writes new contents beside the files they are to replace.
+
+        Args:
+            contents: Target -> content, in pieces.
+        """
+        for target, pieces in contents.items():
+            self._staged[target] = None  # known before it is there, so that it is removed if writing fails
+            staged = self._paths.staged_file(target, self._run_id)
+            self._staged[target] = write_pieces(staged, pieces)
+            _take_over_owner(staged, target)
+
+    def stage_removal(self, target: Path) -> None:
+        """Notes that a file is to be gone after the commit."""
+        self._staged[target] = None
+
+    def discard(self, target: Path) -> None:
+        """Forgets what was staged for a file."""
+        self._staged.pop(target)
+        self._paths.staged_file(target, self._run_id).unlink(missing_ok=True)
+
+    def commit(self, *, is_backwards: bool = False) -> Backup:
+        """Replaces the files by what was staged, all or none, and keeps what was there.
+
+        Args:
+            is_backwards: Whether this goes back to an earlier state, whose files refer to less.
+
+        Returns:
+            The record of what was there.
+
+        Raises:
+            ArtifactError: Another program has changed the files meanwhile; nothing was written.
+            OSError: Nothing was written.
+            StorageError: After the commit point; whoever holds the episode next finishes it.
+        """
+        paths, store = self._paths, BackupStore(self._paths)
+        if self._expected is not None and paths.stamp() != self._expected:
+            raise ArtifactError(
+                f"{paths.ep_id}: another program has changed the episode's files during the run; nothing was written, "
+                "run it again"
+            )
+        before: dict[str, FileVersion | None] = {}
+        for target in paths.written:
+            is_replaced = target in self._staged
+            before[paths.name_of(target)] = (
+                None if not target.exists() else store.keep(target) if is_replaced else read_version(target)
+            )
+        new = {paths.name_of(target): version for target, version in self._staged.items()}
+        backup = make_backup(self._run_id, self._made_by, before, {**before, **new})
+        record_path = store.record_path(self._run_id)
+        record = write_pieces(paths.staged_file(record_path, self._run_id), [backup.to_json()])
+        ordered = sorted(self._staged, key=paths.written.index, reverse=is_backwards)
+        moves = [_move(paths, self._run_id, record_path, record)]
+        moves += [_move(paths, self._run_id, target, self._staged[target]) for target in ordered]
+        for folder in _folders(paths, moves):
+            sync_folder(folder)
+        _write_journal(paths, self._run_id, moves)
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            stream.seek(0)
-            holder = stream.read().decode(errors="replace").strip() or "another process"
-            raise BusyError(f"{paths.ep_id}: a cleanup is running already ({holder}); wait for it or stop it") from None
-        stream.truncate(0)
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        stream.write(f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
-        stream.flush()
-        recover(paths)
-        try:
-            yield
-        finally:
-            stream.truncate(0)
+            _apply(paths, moves)
+        except OSError as error:
+            raise StorageError(
+                f"{paths.ep_id}: the new files are committed but not all in place ({error}); the next command on the "
+                "episode finishes that"
+            ) from error
+        self._staged.clear()
+        return backup
 
 
-def _journal_of(paths: EpisodePaths) -> Path:
-    return paths.runs / "journal.json"
+def _take_over_owner(staged: Path, target: Path) -> None:
+    """What replaces a file may be read and written by whom the file could be."""
+    if target.exists():
+        status = target.stat()
+        staged.chmod(status.st_mode & 0o7777)
+        if os.geteuid() == 0:
+            os.chown(staged, status.st_uid, status.st_gid)
 
 
-def recover(paths: EpisodePaths) -> bool:
+def _move(paths: EpisodePaths, run_id: RunId, target: Path, version: FileVersion | None) -> dict[str, Any]:
+    staged = paths.name_of(paths.staged_file(target, run_id))
+    return {
+        "target": paths.name_of(target),
+        "staged": None if version is None else staged,
+        "sha256": None if version is None else version.sha256,
+    }
+
+
+def _folders(paths: EpisodePaths, moves: list[dict[str, Any]]) -> list[Path]:
+    return sorted({(paths.root / move["target"]).parent for move in moves})
+
+
+def _write_journal(paths: EpisodePaths, run_id: RunId, moves: list[dict[str, Any]]) -> None:
+    draft = paths.journal.with_suffix(".draft")
+    try:
+        write_pieces(draft, [orjson.dumps({"version": _JOURNAL_VERSION, "run_id": run_id, "moves": moves})])
+        draft.replace(paths.journal)
+        sync_folder(paths.journal.parent)
+    except BaseException:
+        # Renamed but perhaps not for good: as nothing is in place yet, it is taken back.
+        paths.journal.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def _apply(paths: EpisodePaths, moves: list[dict[str, Any]]) -> None:
+    """Puts everything into place; done twice it is as done once."""
+    for move in moves:
+        target = paths.root / move["target"]
+        if move["staged"] is None:
+            target.unlink(missing_ok=True)
+        elif (staged := paths.root / move["staged"]).exists():
+            staged.replace(target)
+        elif not target.exists() or read_version(target).sha256 != move["sha256"]:
+            raise FileNotFoundError(f"{staged} is gone, and {target} is not what it was to become")
+    for folder in _folders(paths, moves):
+        sync_folder(folder)
+    paths.journal.unlink()
+    sync_folder(paths.journal.parent)
+
+
+def recover(paths: EpisodePaths) -> RunId | None:
     """Finishes a write-back that a crash cut off after its commit point; removes what one left before it.
 
+    For whoever holds the episode.
+
     Returns:
-        Whether a write-back was finished.
+        The run whose write-back was finished, or None.
 
     Raises:
-        ArtifactError: The journal cannot be read.
+        ArtifactError: The journal is not one, or what it speaks of is gone.
     """
-    journal = _journal_of(paths)
-    if journal.exists():
+    if paths.journal.exists():
+        run_id, moves = _read_journal(paths)
         try:
-            moves = orjson.loads(journal.read_bytes())["moves"]
-        except (orjson.JSONDecodeError, KeyError, OSError) as error:
+            _apply(paths, moves)
+        except FileNotFoundError as error:
             raise ArtifactError(
-                f"{journal}: unreadable ({error}); restore the episode from backups/ by hand"
+                f"{paths.journal}: a write-back was cut off and cannot be finished ({error}); cleanup backups list "
+                f"{paths.ep_id} shows what there is to go back to, once the journal is moved away"
             ) from error
-        _apply(paths, journal, moves)
-        return True
-    for staged in paths.runs.glob("*/staged"):
-        shutil.rmtree(staged)
-    return False
+        return run_id
+    rubbish = [
+        *paths.manifests.glob(".*.staged"), *paths.embeddings.parent.glob(".*.staged"),
+        *paths.backups.glob(".*.staged"), *paths.backups.glob("objects/.*.draft"), *paths.runs.glob("journal.draft"),
+        *paths.manifests.glob(".*.tmp"), *paths.runs.glob(".*.tmp"), *paths.runs.glob("*/.*.tmp"),
+    ]  # fmt: skip
+    for path in rubbish:
+        path.unlink(missing_ok=True)
+    if rubbish:
+        with contextlib.suppress(ArtifactError):  # a record that cannot be read keeps everything
+            BackupStore(paths).drop_unused()  # contents that were kept for what did not come about
+    return None
 
 
-def _apply(paths: EpisodePaths, journal: Path, moves: list[list[str]]) -> None:
-    for staged_name, target_name in moves:
-        staged, target = paths.root / staged_name, paths.root / target_name
-        if staged.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staged.replace(target)
-            _sync_folder(target.parent)
-    journal.unlink()
-    _sync_folder(journal.parent)
-    for staged_folder in paths.runs.glob("*/staged"):
-        shutil.rmtree(staged_folder)
-
-
-def stage(paths: EpisodePaths, run_id: str, contents: Mapping[Path, Iterable[bytes | memoryview]]) -> EpisodePaths:
-    """Writes new contents under the run folder, laid out like a data root of their own.
-
-    Args:
-        paths: The episode.
-        run_id: The run.
-        contents: Target path -> content, in pieces.
-
-    Returns:
-        Paths of the staged episode, so that it can be read and checked before it is committed.
-    """
-    staged_root = paths.runs / run_id / "staged"
-    for target, pieces in contents.items():
-        _write_synced(staged_root / target.relative_to(paths.root), pieces)
-    return EpisodePaths(staged_root, paths.ep_id)
-
-
-def commit(paths: EpisodePaths, run_id: str, targets: list[Path]) -> Path:
-    """Replaces the episode's files by the staged ones, all or none.
-
-    Args:
-        paths: The episode.
-        run_id: The run whose staged files are committed.
-        targets: Files to replace, in order.
-
-    Returns:
-        Folder with the backup of what was there.
-    """
-    with _signals_held():
-        return _commit(paths, run_id, targets)
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the commit is through; a crash needs the journal, an impatient user does not."""
-    held = {signal.SIGINT, signal.SIGTERM}
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+def _read_journal(paths: EpisodePaths) -> tuple[RunId, list[dict[str, Any]]]:
     try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        journal = orjson.loads(paths.journal.read_bytes())
+        if journal["version"] != _JOURNAL_VERSION:
+            raise ValueError("it is of another version of this program")
+        moves = list(journal["moves"])
+        for move in moves:
+            for name in (move["target"], move["staged"]):
+                if name is not None and not _is_inside(paths, name):
+                    raise ValueError(f"it speaks of {name!r}, which is none of the episode's files")
+        return RunId(str(journal["run_id"])), moves
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise ArtifactError(
+            f"{paths.journal}: not a readable journal ({error}); move it away, and see cleanup backups list "
+            f"{paths.ep_id} for what there is to go back to"
+        ) from error
 
 
-def _commit(paths: EpisodePaths, run_id: str, targets: list[Path]) -> Path:
-    backup = paths.root / "backups" / paths.ep_id / run_id
-    staged_root = paths.runs / run_id / "staged"
-    moves = []
-    for target in targets:
-        name = target.relative_to(paths.root)
-        if target.exists():
-            kept = backup / name
-            kept.parent.mkdir(parents=True, exist_ok=True)
+def _is_inside(paths: EpisodePaths, name: str) -> bool:
+    folders = {paths.name_of(folder) for folder in (paths.manifests, paths.embeddings.parent, paths.backups)}
+    return str(PurePosixPath(name).parent) in folders and PurePosixPath(name).name not in ("", ".", "..")
+
+
+def read_settled(paths: EpisodePaths, read: Callable[[], _T], finish: Callable[[], None]) -> _T:
+    """Reads several files of an episode as they are in one moment, without holding it.
+
+    Args:
+        paths: The episode.
+        read: Reads; done again where somebody wrote meanwhile.
+        finish: Finishes a write-back that was cut off, by holding the episode for a moment.
+
+    Raises:
+        BusyError: The episode is written all the time.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        stamp = paths.stamp()
+        if not paths.journal.exists():
             try:
-                os.link(target, kept)
-            except OSError:
-                shutil.copy2(target, kept)
-            _sync_folder(kept.parent)
-        moves.append([str((staged_root / name).relative_to(paths.root)), str(name)])
-    journal = _journal_of(paths)
-    draft = journal.with_suffix(".draft")
-    _write_synced(draft, [orjson.dumps({"run_id": run_id, "moves": moves})])
-    draft.replace(journal)
-    _sync_folder(journal.parent)
-    _apply(paths, journal, moves)
-    return backup
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Writes one file atomically: staged beside it, fsynced, renamed."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _write_synced(draft, [content])
-    draft.replace(path)
-    _sync_folder(path.parent)
+                found = read()
+            except CleanupError:
+                if paths.stamp() == stamp and not paths.journal.exists():
+                    raise
+            else:
+                if not paths.journal.exists() and paths.stamp() == stamp:
+                    return found
+        else:
+            with contextlib.suppress(BusyError):  # who holds it is putting the files into place
+                finish()
+        if time.monotonic() > deadline:
+            raise BusyError(f"{paths.ep_id}: the episode is being written again and again; try later")
+        time.sleep(_GLANCE_S)

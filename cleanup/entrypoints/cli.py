@@ -6,11 +6,12 @@ import contextlib
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from cleanup.entrypoints.backups_cli import backups_app, diff_command
 from cleanup.entrypoints.facebank_cli import facebank_app
 from cleanup.entrypoints.jobs_cli import jobs_app
 from cleanup.entrypoints.options import (
@@ -33,9 +34,6 @@ from cleanup.entrypoints.serve_options import Limits, ServeOptions
 from cleanup.entrypoints.shell import one_line_errors, open_root, print_json, resolve
 from cleanup.errors import CleanupError
 
-if TYPE_CHECKING:
-    pass
-
 _SERVED = ServeOptions()
 
 
@@ -55,6 +53,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # plain help starts twice as fast and pipes well
 )
+app.add_typer(backups_app, name="backups")
+app.command("diff")(diff_command)
 app.add_typer(facebank_app, name="facebank")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(people_app, name="people")
@@ -95,10 +95,11 @@ def run_command(
         _set_up_logging(verbose)
         from cleanup.entrypoints.display import make_console, print_report, show_progress
         from cleanup.entrypoints.episode_job import EpisodeJob, parse_actions, run_episode_job
+        from cleanup.names import check_ep_id
 
         resolved = resolve(settings, profile, config_dir)
         job = EpisodeJob(
-            ep_id=ep_id,
+            ep_id=check_ep_id(ep_id),
             root=open_root(out_root, resolved),
             actions=parse_actions(actions),
             settings=resolved,
@@ -110,6 +111,8 @@ def run_command(
         console = make_console(is_error=json_output)
         with show_progress(console, is_quiet=quiet) as on_progress, _stdout_kept(is_json=json_output):
             report = run_episode_job(job, on_progress, lambda: stop.is_requested)
+        if stop.is_requested:
+            typer.echo("cleanup: the stop came too late, when the run was being written; it is complete", err=True)
         if json_output:
             print_json(report)
         elif not quiet:
@@ -242,22 +245,18 @@ def validate_command(ep_id: EP_ID, out_root: OUT_ROOT = None) -> None:
     """Checks an episode's artifacts and prints every violation with file and line."""
     with one_line_errors():
         from cleanup.edges.artifact_reading import find_violations, read_episode
-        from cleanup.edges.write_back import hold_episode
-        from cleanup.episode import check_ep_id
+        from cleanup.names import check_ep_id
 
         root = open_root(out_root, resolve({}, None, None))
-        paths = root.paths(check_ep_id(ep_id))
-        if root.remote is not None:
-            root.check_episode(ep_id)
-            with hold_episode(paths):  # a run on this machine works in the same mirror
-                root.remote.check_out(ep_id)
-        problems = find_violations(paths)
+        checked = check_ep_id(ep_id)
+        root.check_episode(checked)
+        problems = root.read_settled(checked, find_violations)
         for problem in problems:
             typer.echo(problem)
         if problems:
             typer.echo(f"{ep_id}: {len(problems)} violation{'s' if len(problems) > 1 else ''}", err=True)
             raise typer.Exit(CleanupError.exit_code)
-        episode = read_episode(paths)
+        episode = root.read_settled(checked, read_episode)
         typer.echo(
             f"{ep_id}: valid, {episode.dialect} dialect, {len(episode.tracks)} tracks, {len(episode.faces)} faces, "
             f"{len(episode.identities)} identities"

@@ -271,10 +271,48 @@ def _print_files(console: Console, report: Mapping[str, Any]) -> None:
         console.print("written:", highlight=False)
         for path in files["changed"]:
             console.print(f"  {path}", highlight=False, soft_wrap=True)
-        console.print(f"backup of what was there: {files['backup']}", highlight=False, soft_wrap=True)
+        way_back = f"cleanup backups restore {report['ep_id']} {files['backup']}"
+        console.print(f"to go back: {way_back}", highlight=False, soft_wrap=True)
     console.print(f"report: {files['report']}", highlight=False, soft_wrap=True)
 
 
 def make_console(*, is_error: bool = False) -> Console:
     """A console for standard output, or for standard error where results go elsewhere."""
     return Console(file=sys.stderr if is_error else sys.stdout)
+
+
+def describe_changes(changes: Mapping[str, Any]) -> Iterator[str]:
+    """What ``compare_episodes`` found, in lines."""
+    tracks, faces, clusters = changes["tracks"], changes["faces"], changes["clusters"]
+    yield f"tracks: {tracks['before']} -> {tracks['after']}"
+    for split in tracks["split"]:
+        yield f"  {split['track_id']} split: {', '.join(map(str, split['pieces']))} new"
+    if tracks["gone"]:
+        yield f"  gone: {', '.join(map(str, tracks['gone']))}"
+    yield f"faces with an embedding: {faces['before']} -> {faces['after']}"
+    for reason, count in faces["dropped_by_reason"].items():
+        yield f"  {count} dropped: {reason}"
+    for what in ("recovered", "reembedded", "new", "gone"):
+        if faces[what]:
+            yield f"  {faces[what]} {what}"
+    yield f"identities: {clusters['before']} -> {clusters['after']}"
+    for merge in clusters["merged"]:
+        yield f"  {merge['identity_id']} merged from {', '.join(merge['from'])}"
+    for division in clusters["divided"]:
+        yield f"  {division['identity_id']} divided into {', '.join(division['into'])}"
+    if changes["labels"]:
+        yield "labels:"
+    for label in changes["labels"]:
+        yield f"  {label['identity_id']}: {_label_of(label['before'])} -> {_label_of(label['after'])}"
+    yield "metrics:"
+    for name, (before, after) in changes["metrics"].items():
+        yield f"  {name}: {before:g} -> {after:g}"
+
+
+def _label_of(label: Mapping[str, Any]) -> str:
+    known = [str(label[key]) for key in ("name", "person_id") if label[key] is not None]
+    return (
+        " ".join(dict.fromkeys(known)) + (" (locked)" if label["is_locked"] else "")
+        if known
+        else ("nobody (locked)" if label["is_locked"] else "nobody")
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import filecmp
 import functools
 import logging
 import os
@@ -13,17 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from cleanup.edges.artifact_files import EpisodePaths
-from cleanup.edges.artifact_reading import find_violations, read_episode
-from cleanup.edges.artifact_writing import render_episode, same_json
+from cleanup.edges.artifact_reading import read_episode
 from cleanup.edges.data_root import DataRoot
+from cleanup.edges.episode_lock import make_run_id
 from cleanup.edges.finished_run import compute_fingerprint, read_finished, write_finished
 from cleanup.edges.model_files import (
     MODEL_SUFFIX,
@@ -35,14 +31,14 @@ from cleanup.edges.model_files import (
 from cleanup.edges.pool_sizing import GIB
 from cleanup.edges.progress_file import ProgressFile
 from cleanup.edges.remote_files import NodeCache, is_url
-from cleanup.edges.remote_root import Lease
 from cleanup.edges.shard_checkpoints import CheckpointedEngine, compute_pass_key
-from cleanup.edges.track_metrics import update_track_metrics
-from cleanup.edges.write_back import commit, hold_episode, make_run_id, stage, write_synced
+from cleanup.entrypoints.episode_output import open_output
 from cleanup.entrypoints.people_labels import relabel_episodes
-from cleanup.episode import Episode, check_ep_id, show_of
-from cleanup.errors import CleanupError, SettingsError, StorageError, VideoError
+from cleanup.entrypoints.stop_signals import last_words, stop_held
+from cleanup.episode import Episode
+from cleanup.errors import CleanupError, SettingsError, VideoError, describe_os_error
 from cleanup.interfaces import Engine
+from cleanup.names import EpId, RunId, show_of
 from cleanup.progress import PhaseProgress, ReportProgress
 from cleanup.report import CleanupReport
 from cleanup.resolve_settings import ResolvedSettings
@@ -73,7 +69,7 @@ class EpisodeJob:
         skips_unchanged: Whether nothing is done where the last finished run depended on the very same inputs.
     """
 
-    ep_id: str
+    ep_id: EpId
     root: DataRoot
     actions: tuple[str, ...]
     settings: ResolvedSettings
@@ -202,17 +198,12 @@ def run_episode_job(
         KeyboardInterrupt: A stop was asked for.
         CleanupError: Of any kind; the episode's files are as they were, or the message says that they are committed.
     """
-    check_ep_id(job.ep_id)
-    paths, remote = job.paths, job.root.remote
     job.root.check_episode(job.ep_id)
     with contextlib.ExitStack() as stack:
         if tools is None:
             tools = stack.enter_context(Tools(job.settings, job.root))
-        stack.enter_context(hold_episode(paths))
-        lease = None
-        if remote is not None:
-            lease = stack.enter_context(remote.hold(job.ep_id))
-            remote.check_out(job.ep_id)
+        held = stack.enter_context(job.root.hold(job.ep_id))
+        paths, remote = held.paths, job.root.remote
         inputs = _Inputs(job, tools)
         if job.skips_unchanged:
             finished = read_finished(paths, inputs.compute_fingerprint())
@@ -225,6 +216,7 @@ def run_episode_job(
         run_folder.mkdir(parents=True)
         progress_path = job.progress_file or (paths.progress if job.write_back else run_folder / paths.progress.name)
         progress = ProgressFile(progress_path, job.ep_id, remote, on_record)
+        stack.enter_context(last_words(lambda: progress.fail(_ENDED_AT_ONCE, is_canceled=True)))
 
         def tell(event: PhaseProgress) -> None:
             progress(event)
@@ -233,31 +225,82 @@ def run_episode_job(
             if is_stop_requested():
                 raise KeyboardInterrupt
 
+        n_backups = job.settings.settings.output.keep_backups
+        started = time.monotonic()
         try:
-            report = _run_locked(job, run_id, inputs, tools, lease, tell)
+            output = stack.enter_context(open_output(held, run_id, n_backups, is_written_back=job.write_back))
+            with output.violations_bundled({"actions": job.actions, "settings": job.settings.describe()}):
+                refined = _refine(job, run_id, inputs, tools, tell, stack)
+                output.stage(refined.episode, refined.report)
+            # A stop counts up to here, and no more: what follows replaces the files, and then the run is done.
+            with stop_held():
+                if is_stop_requested():
+                    raise KeyboardInterrupt
+                relabelled = _record_people(job, refined.report, inputs)
+                record = output.commit(refined.report, started)
+                _end(job, refined, inputs, progress, record, relabelled)
         except BaseException as error:
-            if is_stop_requested() or isinstance(error, KeyboardInterrupt):
-                progress.fail("interrupted; no file is half written", is_canceled=True)
-            else:
-                progress.fail(str(error) if isinstance(error, CleanupError) else f"{type(error).__name__}: {error}")
+            with _failure_logged(job.ep_id, "failed"):
+                if is_stop_requested() or isinstance(error, KeyboardInterrupt):
+                    progress.fail("interrupted; no file is half written", is_canceled=True)
+                else:
+                    progress.fail(_describe(error))
             raise
-        # A shard that failed may succeed another time, so a run that has one is not done.
-        if not report["failed_shards"]:
-            finished_path = write_finished(paths, inputs.compute_fingerprint(), report)
-            if remote is not None:
-                with _failure_logged(job.ep_id):
-                    remote.put(finished_path)
-        progress.finish(report)
-        return report
+        return record
+
+
+_ENDED_AT_ONCE = "ended at once by a second stop; no file is half written"
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, CleanupError):
+        return str(error)
+    return describe_os_error(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
 
 @contextlib.contextmanager
-def _failure_logged(ep_id: str) -> Iterator[None]:
-    """For what tidies up after the commit: if storage fails there, the run has succeeded all the same."""
+def _failure_logged(ep_id: str, outcome: str) -> Iterator[None]:
+    """For what only notes an outcome or tidies up: if a disk or a storage fails there, the outcome is what it is."""
     try:
         yield
-    except StorageError as error:
-        _log.warning("%s is finished, but %s", ep_id, error)
+    except (CleanupError, OSError) as error:
+        _log.warning("%s has %s, but: %s", ep_id, outcome, error)
+
+
+def _record_people(job: EpisodeJob, report: CleanupReport, inputs: _Inputs) -> list[str]:
+    """Who is who goes into the Facebank; gives the episodes whose labels it changes.
+
+    Before the files: a server that is gone by now leaves them as they were, and the next run records the same.
+    """
+    if not job.write_back or inputs.facebank is None or report.plan is None:
+        return []
+    return inputs.facebank.people.record(report.plan, f"run {report.run_id}")
+
+
+def _end(
+    job: EpisodeJob,
+    refined: _Refined,
+    inputs: _Inputs,
+    progress: ProgressFile,
+    record: dict[str, Any],
+    relabelled: Sequence[str],
+) -> None:
+    """What is left to do once the files are written; the run has succeeded whatever becomes of it."""
+    if relabelled and inputs.facebank is not None:
+        n_backups = job.settings.settings.output.keep_backups
+        for failure in relabel_episodes(job.root, inputs.facebank, inputs.show, relabelled, n_backups):
+            _log.warning("%s is finished, but %s", job.ep_id, failure)
+    with _failure_logged(job.ep_id, "finished"):
+        if refined.engine is not None:
+            refined.engine.remove_unused()
+    with _failure_logged(job.ep_id, "finished"):
+        # A shard that failed may succeed another time, so a run that has one is not done.
+        if not record["failed_shards"]:
+            finished_path = write_finished(job.paths, inputs.compute_fingerprint(), record)
+            if job.root.remote is not None:
+                job.root.remote.put(finished_path)
+    with _failure_logged(job.ep_id, "finished"):
+        progress.finish(record)
 
 
 # Sections and settings that say where a run works and not what comes out of it.
@@ -326,10 +369,24 @@ class _Inputs:
         return compute_fingerprint(self._job.paths, self.values)
 
 
-def _run_locked(
-    job: EpisodeJob, run_id: str, inputs: _Inputs, tools: Tools, lease: Lease | None, tell: ReportProgress
-) -> dict[str, Any]:
-    started = time.monotonic()
+@dataclass(frozen=True)
+class _Refined:
+    """What a run has come to before anything is written."""
+
+    episode: Episode
+    report: CleanupReport
+    engine: CheckpointedEngine | None
+
+
+def _refine(
+    job: EpisodeJob,
+    run_id: RunId,
+    inputs: _Inputs,
+    tools: Tools,
+    tell: ReportProgress,
+    stack: contextlib.ExitStack,
+) -> _Refined:
+    """Reads the episode and runs the phases; what has to be held until all is written goes onto the stack."""
     settings = job.settings.settings
     report = CleanupReport(job.ep_id, run_id, profile=job.settings.profile, write_back=job.write_back)
     with report.timings.measure("read"):
@@ -356,22 +413,16 @@ def _run_locked(
             f"there is no Facebank under {job.root.name} yet, so nobody was named; enrol people with: "
             "cleanup facebank enroll --show SHOW DIR" + (" --facebank-dsn DSN" if job.root.remote is not None else "")
         )
-    with contextlib.ExitStack() as stack:
-        hold: Callable[[], None] = _nothing_to_hold
-        if job.write_back and inputs.facebank is not None:
-            # From the matching to the commit nobody else may change the show's people.
-            hold = functools.partial(stack.enter_context, inputs.facebank.hold_show(inputs.show))
-        context = RunContext(settings, engine, video, inputs.facebank, note, inputs.show, model, tools.run_many, hold)
-        refined = run(episode, job.actions, context, tell, report)
-        output = settings.output
-        if output.save_crops or output.save_frames:
-            refined = _save_images(job, run_id, refined, inputs)
-        report.engine = report.engine or "none"
-        record = _finish(job, run_id, refined, report, inputs, lease, started)
-    if engine is not None:
-        with _failure_logged(job.ep_id):
-            engine.remove_unused()
-    return record
+    hold: Callable[[], None] = _nothing_to_hold
+    if job.write_back and inputs.facebank is not None:
+        # From the matching to the commit nobody else may change the show's people.
+        hold = functools.partial(stack.enter_context, inputs.facebank.hold_show(inputs.show))
+    context = RunContext(settings, engine, video, inputs.facebank, note, inputs.show, model, tools.run_many, hold)
+    refined = run(episode, job.actions, context, tell, report)
+    if settings.output.save_crops or settings.output.save_frames:
+        refined = _save_images(job, run_id, refined, inputs)
+    report.engine = report.engine or "none"
+    return _Refined(refined, report, engine)
 
 
 def _nothing_to_hold() -> None:
@@ -390,7 +441,7 @@ def _checkpointed(job: EpisodeJob, inputs: _Inputs, tools: Tools) -> Checkpointe
     return CheckpointedEngine(tools.engine, folder, key, job.root.remote)
 
 
-def _save_images(job: EpisodeJob, run_id: str, episode: Episode, inputs: _Inputs) -> Episode:
+def _save_images(job: EpisodeJob, run_id: RunId, episode: Episode, inputs: _Inputs) -> Episode:
     """Pictures go beside the artifacts, or without write-back into the run folder."""
     from cleanup.edges.face_images import ImageFolder, save_images
 
@@ -453,76 +504,6 @@ def build_engine(settings: ResolvedSettings) -> Engine:
     from cleanup.edges.ray_workers import RayEngine
 
     return RayEngine(spec, settings.settings.cluster)
-
-
-def _finish(
-    job: EpisodeJob,
-    run_id: str,
-    after: Episode,
-    report: CleanupReport,
-    inputs: _Inputs,
-    lease: Lease | None,
-    started: float,
-) -> dict[str, Any]:
-    """Checks and writes what came out."""
-    paths = job.paths
-    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    targets = {
-        "tracks.jsonl": paths.tracks,
-        "faces.jsonl": paths.faces,
-        "faces.npy": paths.embeddings,
-        "identities.json": paths.identities,
-    }
-    with report.timings.measure("write"):
-        contents = {targets[name]: pieces for name, pieces in render_episode(after, now).items()}
-        contents[paths.track_metrics] = [update_track_metrics(after, report)]
-        staged = stage(paths, run_id, contents)
-        changed = [path for path in contents if not _is_same(path, staged.root / path.relative_to(paths.root))]
-        problems = find_violations(staged)
-    if problems:
-        raise CleanupError(
-            f"{job.ep_id}: internal error, nothing was written: the result breaks an invariant ({problems[0]}); "
-            f"it is kept in {staged.root} for a report"
-        )
-    run_folder = paths.runs / run_id
-    report_path = paths.report if job.write_back else run_folder / paths.report.name
-    report.files = {"report": job.root.show(report_path), "changed": [], "backup": None}
-    if job.write_back:
-        report.files["changed"] = [job.root.show(path) for path in changed]
-        if changed:
-            report.files["backup"] = job.root.show(job.root.path / "backups" / job.ep_id / run_id)
-    report.runtime_sec = time.monotonic() - started
-    relabelled: list[str] = []
-    if job.write_back and inputs.facebank is not None and report.plan is not None:
-        # Before the files: a server that is gone by now leaves them as they were, and the next run records the same.
-        relabelled = inputs.facebank.people.record(report.plan, f"run {run_id}")
-    record = report.to_json()
-    content = orjson.dumps(record, option=orjson.OPT_INDENT_2)
-    if job.write_back and changed:
-        stage(paths, run_id, {report_path: [content]})
-        if lease is not None:
-            lease.check()
-        backup = commit(paths, run_id, [*changed, report_path])
-        if job.root.remote is not None:
-            job.root.remote.publish(job.ep_id, run_id, [*changed, report_path])
-            shutil.rmtree(backup, ignore_errors=True)  # the mirror's own; the root has one
-    else:
-        shutil.rmtree(staged.root)
-        write_synced(report_path, content)
-        if job.root.remote is not None:
-            job.root.remote.put(report_path)
-    if relabelled and inputs.facebank is not None:
-        for failure in relabel_episodes(job.root, inputs.facebank, inputs.show, relabelled):
-            _log.warning("%s is finished, but %s", job.ep_id, failure)
-    return record
-
-
-def _is_same(path: Path, staged: Path) -> bool:
-    if not path.exists():
-        return False
-    if path.suffix == ".json":
-        return same_json(path.read_bytes(), staged.read_bytes())
-    return filecmp.cmp(path, staged, shallow=False)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import read_episode
+from cleanup.edges.data_root import DataRoot
 from cleanup.edges.job_store import SUCCEEDED, Job
 
 _MAX_TRACKS = 24
@@ -24,11 +25,11 @@ def find_thumbnail(paths: EpisodePaths, job: Job, track_id: int) -> Path | None:
     return path if path.is_file() and path.is_relative_to(paths.root.resolve()) else None
 
 
-def describe_pictures(paths: EpisodePaths, job: Job, url_of: Callable[[int], str]) -> dict[str, Any]:
+def describe_pictures(root: DataRoot, job: Job, url_of: Callable[[int], str]) -> dict[str, Any]:
     """Splits and clusters of the episode as it lies on disk, with the thumbnails there are.
 
     Args:
-        paths: The episode.
+        root: Data root.
         job: A job with ``write_back`` that succeeded; of others there is nothing on disk to show.
         url_of: Where a track's thumbnail is served.
 
@@ -37,10 +38,12 @@ def describe_pictures(paths: EpisodePaths, job: Job, url_of: Callable[[int], str
 
     Raises:
         ArtifactError: The artifacts cannot be read.
+        BusyError: They are being written all the time.
     """
     if job.state != SUCCEEDED or job.summary is None or not job.summary["write_back"]:
         return {"splits": [], "clusters": []}
-    episode = read_episode(paths)
+    paths = root.paths(job.ep_ids[0])
+    episode = root.read_settled(paths.ep_id, read_episode)
 
     def picture(track_id: int) -> dict[str, Any]:
         found = find_thumbnail(paths, job, track_id)

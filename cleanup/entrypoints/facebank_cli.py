@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cleanup.edges.onnx_models import FaceModels
     from cleanup.edges.postgres_facebank import StoredSeed
     from cleanup.edges.seed_photos import PhotoOutcome, SeedRules
+    from cleanup.names import EpId
     from cleanup.resolve_settings import ResolvedSettings
 
 facebank_app = typer.Typer(help="The known people: photos in, names out.", no_args_is_help=True)
@@ -97,7 +98,7 @@ def enroll_command(
         from cleanup.edges.seed_images import save_images
         from cleanup.edges.seed_photos import embed_photos, find_photos
         from cleanup.entrypoints.episode_job import facebank_of
-        from cleanup.episode import check_ep_id, check_show, show_of
+        from cleanup.names import check_ep_id, check_show, show_of
 
         resolved = resolve(settings, None, config_dir)
         root = open_root(out_root, resolved)
@@ -105,13 +106,14 @@ def enroll_command(
             raise SettingsError("give either DIR, or --from-episode with --identity")
         if folder is None:
             assert from_episode is not None and identity is not None
-            show = show or show_of(check_ep_id(from_episode))
+            ep_id = check_ep_id(from_episode)
+            show = show or show_of(ep_id)
             folder = Path(scratch)
-            _cut_confirmed(root, resolved, from_episode, identity, person, folder, faces)
+            _cut_confirmed(root, resolved, ep_id, identity, person, folder, faces)
             largest = True
         elif show is None:
             raise SettingsError("--show is needed: the show the people belong to, as in its episode ids")
-        check_show(show)
+        checked = check_show(show)
         photos = find_photos(folder)
         models = _load_models(resolved)
         outcomes = list(embed_photos(photos, models, _rules(resolved, largest=largest, aligned=aligned)))
@@ -127,7 +129,7 @@ def enroll_command(
                 seeds = [
                     seed
                     if (seed.person_id, seed.image_sha256) in known
-                    else save_images(root, show, seed, images, keeps_original=keep_originals)
+                    else save_images(root, checked, seed, images, keeps_original=keep_originals)
                     for seed, images in found
                 ]
                 n_new = facebank.enroll(show, models.recogniser.name, models.recogniser.sha256, seeds)
@@ -139,7 +141,7 @@ def enroll_command(
 def _cut_confirmed(
     root: DataRoot,
     resolved: ResolvedSettings,
-    ep_id: str,
+    ep_id: EpId,
     identity: str,
     person: str | None,
     folder: Path,
@@ -149,14 +151,12 @@ def _cut_confirmed(
     from cleanup.edges.artifact_reading import read_episode
     from cleanup.edges.confirmed_faces import write_best_faces
     from cleanup.edges.remote_files import is_url
-    from cleanup.edges.seed_photos import check_person_id
     from cleanup.entrypoints.episode_job import node_cache
+    from cleanup.names import check_person_id
     from cleanup.phases.identity_rows import is_human_named
 
     root.check_episode(ep_id)
-    if root.remote is not None:
-        root.remote.check_out(ep_id)
-    episode = read_episode(root.paths(ep_id))
+    episode = root.read_settled(ep_id, read_episode)
     row = next((r for r in episode.identities.to_pylist() if r["identity_id"] == identity), None)
     if row is None:
         raise FacebankError(f"{root.show(root.paths(ep_id).identities)}: no identity {identity!r}")
@@ -519,6 +519,7 @@ def backfill_command(
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
         from cleanup.edges.seed_images import read_image, save_images
         from cleanup.edges.seed_photos import embed_photos, find_photos
+        from cleanup.names import check_show
 
         resolved = resolve(settings, None, config_dir)
         entries = [
@@ -535,9 +536,10 @@ def backfill_command(
         for entry in entries:
             pair = found.get((entry.seed.person_id, entry.seed.image_sha256))
             if pair is not None:
-                filled[entry.seed_id] = (
-                    pair[0] if dry_run else save_images(bank.root, show, *pair, keeps_original=keep_originals)
-                )
+                seed, images = pair
+                if not dry_run:
+                    seed = save_images(bank.root, check_show(show), seed, images, keeps_original=keep_originals)
+                filled[entry.seed_id] = seed
             else:
                 typer.echo(f"{entry.seed.person_id}: {entry.seed.image_name} is not in {folder}", err=True)
         if not dry_run:

@@ -169,7 +169,7 @@ def _add_pictures(router: APIRouter, root: DataRoot, find_job: Callable[..., Job
         """Splits and clusters of a job with write_back that succeeded, with thumbnails if it saved crops."""
         if job.kind != EPISODE:
             return {"splits": [], "clusters": []}
-        return describe_pictures(root.paths(job.ep_ids[0]), job, lambda t: f"/jobs/{job.job_id}/pictures/{t}")
+        return describe_pictures(root, job, lambda t: f"/jobs/{job.job_id}/pictures/{t}")
 
     is_picture: dict[int | str, dict[str, Any]] = {
         200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}

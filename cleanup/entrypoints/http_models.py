@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
-from cleanup.episode import EP_ID_PATTERN, SHOW_PATTERN
+from cleanup import names
+from cleanup.names import EP_ID_PATTERN, SHOW_PATTERN
 from cleanup.run import PHASES
 from cleanup.settings import REQUEST_SETTINGS, SPECS, SettingSpec, Threshold
 
@@ -16,8 +17,8 @@ _LARGEST = 2**31 - 1
 _AS_WHOLE = BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)
 MAX_EPISODES = 1000
 State = Literal["queued", "running", "succeeded", "failed", "canceled"]
-EpId = Annotated[str, Field(pattern=rf"^{EP_ID_PATTERN}$", description="Episode id", examples=["rhobh-s05e02"])]
-Show = Annotated[str, Field(pattern=rf"^{SHOW_PATTERN}$", description="Show", examples=["rhobh"])]
+EpId = Annotated[names.EpId, Field(pattern=rf"^{EP_ID_PATTERN}$", description="Episode id", examples=["rhobh-s05e02"])]
+Show = Annotated[names.Show, Field(pattern=rf"^{SHOW_PATTERN}$", description="Show", examples=["rhobh"])]
 JOB_ID = "20260314T092653.589793Z-0f1e2d3c"
 
 

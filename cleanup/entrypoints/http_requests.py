@@ -10,11 +10,12 @@ from cleanup.edges.data_root import DataRoot
 from cleanup.entrypoints.episode_job import parse_actions
 from cleanup.entrypoints.season_job import EP_ID_PLACE, choose_episodes
 from cleanup.errors import SettingsError
+from cleanup.names import EpId, Show
 from cleanup.resolve_settings import ResolvedSettings, resolve_for_run
 from cleanup.settings import REQUEST_SETTINGS
 
 
-def choose_season(root: DataRoot, ep_ids: list[str], show: str | None, season: int | None) -> list[str]:
+def choose_season(root: DataRoot, ep_ids: list[EpId], show: Show | None, season: int | None) -> list[EpId]:
     """The episodes of a season.
 
     Args:
@@ -43,7 +44,7 @@ def resolve_options(asked: dict[str, Any]) -> ResolvedSettings:
     return resolve_for_run(settings, asked.get("profile"), None)
 
 
-def check_episodes(root: DataRoot, ep_ids: list[str]) -> None:
+def check_episodes(root: DataRoot, ep_ids: list[EpId]) -> None:
     """Makes sure that episodes are there and inside the data root.
 
     Raises:
@@ -61,7 +62,7 @@ def check_episodes(root: DataRoot, ep_ids: list[str]) -> None:
             raise HTTPException(403, f"{ep_id}: a link leads out of the data root; the API works inside it only")
 
 
-def check_options(root: DataRoot, ep_ids: list[str], asked: dict[str, Any]) -> None:
+def check_options(root: DataRoot, ep_ids: list[EpId], asked: dict[str, Any]) -> None:
     """Refuses now what the job would fail with at its start; makes the video's path absolute."""
     check_episodes(root, ep_ids)
     resolve_options(asked)
@@ -77,7 +78,7 @@ def check_options(root: DataRoot, ep_ids: list[str], asked: dict[str, Any]) -> N
             raise HTTPException(400, f"{ep_id}: not ready: no video at {root.show(paths.video)}")
 
 
-def _confine_video(root: DataRoot, ep_ids: list[str], video: str, *, is_needed: bool) -> str:
+def _confine_video(root: DataRoot, ep_ids: list[EpId], video: str, *, is_needed: bool) -> str:
     if root.remote is not None:
         raise SettingsError("video: behind a URL it is videos/EP_ID/episode.mp4 and nothing else")
     if "\0" in video or (len(ep_ids) > 1 and EP_ID_PLACE not in video):

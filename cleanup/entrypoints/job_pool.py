@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from cleanup.edges.job_store import CANCELED, ENDED, FAILED, QUEUED, RUNNING, Job, JobStore
 from cleanup.errors import BusyError, EngineError
+from cleanup.names import EpId
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.05
@@ -142,7 +143,7 @@ class JobPool:
         """Whether its jobs are those of a Ray cluster."""
         return self._runner.is_ray
 
-    def submit(self, kind: str, ep_ids: tuple[str, ...], requested: Mapping[str, Any], key: str | None = None) -> Job:
+    def submit(self, kind: str, ep_ids: tuple[EpId, ...], requested: Mapping[str, Any], key: str | None = None) -> Job:
         """Notes a job and starts it if there is room; with the key of an earlier one it is that one.
 
         Raises:

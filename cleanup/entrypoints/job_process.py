@@ -7,7 +7,6 @@ in a session of its own or is a Ray job, so it outlives the API; SIGTERM stops i
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,30 +14,29 @@ from typing import Any
 
 import orjson
 
+from cleanup.edges.file_writing import replace_file
 from cleanup.edges.job_store import CANCELED, EPISODE, FAILED, SUCCEEDED, Job, JobStore
-from cleanup.edges.progress_file import replace_file
-from cleanup.entrypoints.shell import Stop, open_root
+from cleanup.entrypoints.shell import open_root
+from cleanup.entrypoints.stop_signals import Stop, stop_held, stop_let, stop_on_signals
 from cleanup.errors import CleanupError, first_line
 
 _log = logging.getLogger(__name__)
 # What a request holds beside settings.
 RUN_FIELDS = frozenset({"profile", "actions", "write_back", "video", "resume"})
 SEASON_FIELDS = frozenset({"fail_fast", "max_parallel_episodes"})
-_STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 def run_job(store: JobStore, job_id: str, stop: Stop) -> str:
     """Does a job and notes how it ended; gives the state."""
     # A stop that comes while the beginning or the end is being noted waits until that is done.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
-    with store.hold(job_id) as folder:
+    with stop_held(), store.hold(job_id) as folder:
         job = store.read(job_id)
         try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
-            summary = _do(job, _Record(folder), lambda: stop.is_requested)
-            signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+            with stop_let():
+                if stop.is_requested:
+                    raise KeyboardInterrupt
+                summary = _do(job, _Record(folder), lambda: stop.is_requested)
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 -- whatever it was, the job's end is noted
-            signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
             if stop.is_requested or isinstance(error, KeyboardInterrupt):
                 state, line = CANCELED, "canceled; no file is half written"
             elif isinstance(error, CleanupError | OSError):
@@ -127,11 +125,9 @@ def _do(job: Job, record: _Record, is_stop_requested: Callable[[], bool]) -> dic
 def main() -> None:
     """Entry point of the process. Data root, models and Facebank are in its environment."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    stop = Stop()
-    for number in _STOPPING:
-        signal.signal(number, stop)
     try:
-        run_job(JobStore(Path(sys.argv[1])), sys.argv[2], stop)
+        with stop_on_signals() as stop:
+            run_job(JobStore(Path(sys.argv[1])), sys.argv[2], stop)
     except CleanupError as error:  # not ours to do: another process has it, or it is gone
         sys.exit(f"cleanup: {error}")
 

@@ -16,6 +16,7 @@ from cleanup.errors import FacebankError, SettingsError
 if TYPE_CHECKING:
     from cleanup.edges.data_root import DataRoot
     from cleanup.edges.postgres_facebank import PostgresFacebank
+    from cleanup.names import EpId
     from cleanup.people import Key
 
 people_app = typer.Typer(help="Who is who in a show, across its episodes.", no_args_is_help=True)
@@ -39,14 +40,14 @@ def open_bank(settings: dict[str, Any], config_dir: str | None, out_root: str | 
             "or name a server with --facebank-dsn"
         )
     with facebank_of(resolved, root) as facebank:
-        yield Bank(root, facebank)
+        yield Bank(root, facebank, resolved.settings.output.keep_backups)
 
 
 class Bank:
-    """A data root and its Facebank."""
+    """A data root and its Facebank, and how many backups of an episode are kept."""
 
-    def __init__(self, root: DataRoot, facebank: PostgresFacebank) -> None:
-        self.root, self.facebank, self.people = root, facebank, facebank.people
+    def __init__(self, root: DataRoot, facebank: PostgresFacebank, n_backups: int) -> None:
+        self.root, self.facebank, self.people, self.n_backups = root, facebank, facebank.people, n_backups
 
     def change(self, show: str, decide: Callable[[], Sequence[Key]]) -> None:
         """Changes people with the show held, and writes the new labels into the episodes' files."""
@@ -57,7 +58,7 @@ class Bank:
             touched = decide()
             # Beside those touched: an unknown person may be seen in one episode now, or in a second one.
             affected = {ep_id for ep_id, *_ in before ^ self.people.list_visible(show)} | {ep for ep, _ in touched}
-            failures = relabel_episodes(self.root, self.facebank, show, affected, touched)
+            failures = relabel_episodes(self.root, self.facebank, show, affected, self.n_backups, touched)
         report_failures(failures)
 
 
@@ -143,7 +144,7 @@ def name_command(
     cleanup people name unknown-0001 "Lisa" --show rhobh --person-id lisa
     """
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
-        from cleanup.edges.seed_photos import check_person_id
+        from cleanup.names import check_person_id
 
         if not name.strip():
             raise SettingsError("NAME is empty")
@@ -242,13 +243,15 @@ def reject_command(
 ) -> None:
     """Says that an identity is not a person; it is never named or suggested so again. Can be undone."""
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
-        show_id = _show_of(ep_id, show, settings, config_dir)
+        from cleanup.names import check_ep_id
+
+        show_id = _show_of(check_ep_id(ep_id), show, settings, config_dir)
         bank.change(show_id, lambda: bank.people.reject(show_id, (ep_id, identity), person, _actor()))
         typer.echo(f"{ep_id}: {identity} is not {person}")
 
 
-def _show_of(ep_id: str, show: str | None, settings: dict[str, Any], config_dir: str | None) -> str:
-    from cleanup.episode import show_of
+def _show_of(ep_id: EpId, show: str | None, settings: dict[str, Any], config_dir: str | None) -> str:
+    from cleanup.names import show_of
 
     return show or resolve(settings, None, config_dir).settings.group_clusters.show or show_of(ep_id)
 
@@ -265,14 +268,15 @@ def _set_lock(
     with one_line_errors():
         from cleanup.entrypoints.episode_job import facebank_of
         from cleanup.entrypoints.people_labels import set_lock
-        from cleanup.episode import check_ep_id
+        from cleanup.names import check_ep_id
 
         resolved = resolve(settings, None, config_dir)
-        root = open_root(out_root, resolved)
-        is_changed = set_lock(root, check_ep_id(ep_id), identity, is_locked=is_locked)
+        root, checked = open_root(out_root, resolved), check_ep_id(ep_id)
+        n_backups = resolved.settings.output.keep_backups
+        is_changed = set_lock(root, checked, identity, n_backups, is_locked=is_locked)
         word = "locked" if is_locked else "unlocked"
         if is_changed and (resolved.settings.group_clusters.facebank_dsn or root.has_facebank()):
-            show = _show_of(ep_id, None, settings, config_dir)
+            show = _show_of(checked, None, settings, config_dir)
             with facebank_of(resolved, root) as facebank:
                 facebank.people.log_lock(show, (ep_id, identity), _actor(), is_locked=is_locked)
         typer.echo(f"{ep_id}: {identity} is {word}{'' if is_changed else ' already'}")
@@ -347,7 +351,6 @@ def sync_command(show: SHOW, out_root: OUT_ROOT = None, config_dir: CONFIG_DIR =
 
         with bank.facebank.hold_show(show):
             episodes = bank.people.list_episodes(show)
-            report_failures(
-                relabel_episodes(bank.root, bank.facebank, show, episodes, bank.people.list_confirmed(show))
-            )
+            confirmed = bank.people.list_confirmed(show)
+            report_failures(relabel_episodes(bank.root, bank.facebank, show, episodes, bank.n_backups, confirmed))
         typer.echo(f"{show}: the labels of {len(episodes)} episodes are up to date")

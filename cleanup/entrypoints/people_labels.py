@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -14,8 +11,10 @@ from cleanup import schemas
 from cleanup.edges.artifact_reading import read_episode
 from cleanup.edges.artifact_writing import render_episode
 from cleanup.edges.data_root import DataRoot
-from cleanup.edges.write_back import commit, hold_episode, make_run_id, stage
-from cleanup.errors import ArtifactError, BusyError, CleanupError
+from cleanup.edges.episode_lock import make_run_id
+from cleanup.entrypoints.stop_signals import stop_held
+from cleanup.errors import ArtifactError, CleanupError, InvariantError
+from cleanup.names import EpId
 from cleanup.people import HUMAN, SEED, Key
 from cleanup.phases.identity_rows import FACEBANK_SOURCE, PERSON_SOURCE, is_human_named
 
@@ -24,17 +23,18 @@ if TYPE_CHECKING:
     from cleanup.edges.postgres_people import Label
 
 Row = dict[str, Any]
-# A run that is just ending lets go of its episode within moments.
+_MADE_BY = "people"
 _PATIENCE_S = 10.0
 
 
-def change_identities(root: DataRoot, ep_id: str, change: Callable[[list[Row]], list[Row]]) -> bool:
+def change_identities(root: DataRoot, ep_id: EpId, change: Callable[[list[Row]], list[Row]], n_backups: int) -> bool:
     """Changes labels and locks of an episode's identities and writes them back as a run would: alone, with a backup.
 
     Args:
         root: Data root.
         ep_id: The episode.
         change: Gets the rows and returns them as they shall be; tracks stay where they are.
+        n_backups: Backups to keep beside the first.
 
     Returns:
         Whether anything changed.
@@ -42,52 +42,33 @@ def change_identities(root: DataRoot, ep_id: str, change: Callable[[list[Row]], 
     Raises:
         CleanupError: The files are as they were.
     """
-    paths, remote = root.paths(ep_id), root.remote
     root.check_episode(ep_id)
-    with contextlib.ExitStack() as stack:
-        _hold(stack, root, ep_id)
-        lease = None
-        if remote is not None:
-            lease = stack.enter_context(remote.hold(ep_id))
-            remote.check_out(ep_id)
+    # A run that is just ending lets go of its episode within moments.
+    with root.hold(ep_id, _PATIENCE_S) as held:
+        paths, expected = held.paths, held.paths.stamp()
         episode = read_episode(paths)
         before = episode.identities.to_pylist()
         after = change([dict(row) for row in before])
         if after == before:
             return False
         if [(r["identity_id"], r["track_ids"]) for r in after] != [(r["identity_id"], r["track_ids"]) for r in before]:
-            raise CleanupError(f"{ep_id}: internal error, nothing was written: a relabelling moved tracks")
+            raise InvariantError(f"{ep_id}: internal error, nothing was written: a relabelling moved tracks")
         identities = schemas.build_table(after, schemas.IDENTITY_SCHEMA)
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        run_id = make_run_id()
-        stage(
-            paths,
-            run_id,
-            {paths.identities: render_episode(episode.replace(identities=identities), now)["identities.json"]},
-        )
-        if lease is not None:
-            lease.check()
-        backup = commit(paths, run_id, [paths.identities])
-        if remote is not None:
-            remote.publish(ep_id, run_id, [paths.identities])
-            shutil.rmtree(backup, ignore_errors=True)  # the mirror's own; the root has one
+        rendered = render_episode(episode.replace(identities=identities), now)
+        with held.write_back(make_run_id(), _MADE_BY, expected) as write_back, stop_held():
+            write_back.stage({paths.identities: rendered[paths.identities.name]})
+            held.commit(write_back, n_backups)
         return True
 
 
-def _hold(stack: contextlib.ExitStack, root: DataRoot, ep_id: str) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            stack.enter_context(hold_episode(root.paths(ep_id)))
-            return
-        except BusyError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
-
-
 def relabel_episodes(
-    root: DataRoot, facebank: PostgresFacebank, show: str, episodes: Iterable[str], touched: Collection[Key] = ()
+    root: DataRoot,
+    facebank: PostgresFacebank,
+    show: str,
+    episodes: Iterable[str],
+    n_backups: int,
+    touched: Collection[Key] = (),
 ) -> list[str]:
     """Writes who is who into the files of episodes that say something else.
 
@@ -98,18 +79,19 @@ def relabel_episodes(
         facebank: Who is who.
         show: The show.
         episodes: The episodes.
+        n_backups: Backups to keep of each beside the first.
         touched: (episode, identity) pairs that a human decided about.
 
     Returns:
         What could not be relabelled, and why; the Facebank keeps it, and another call makes up for it.
     """
     failures = []
-    known = set(root.list_episodes())
-    for ep_id in sorted(set(episodes) & known):
+    wanted = set(episodes)
+    for ep_id in [known for known in root.list_episodes() if known in wanted]:
         decided = {identity_id for episode, identity_id in touched if episode == ep_id}
         try:
             labels = facebank.people.read_labels(show, ep_id)
-            change_identities(root, ep_id, partial(_relabel_rows, labels=labels, decided=decided))
+            change_identities(root, ep_id, partial(_relabel_rows, labels=labels, decided=decided), n_backups)
         except (CleanupError, OSError) as error:
             failures.append(f"{ep_id} keeps its old labels ({error}); cleanup people sync --show {show} writes them")
     return failures
@@ -128,7 +110,7 @@ def _relabel(row: Row, label: Label | None, is_decided: bool) -> Row:
     return {**row, "person_id": label.person_id, "name": label.name, "person_source": source}
 
 
-def set_lock(root: DataRoot, ep_id: str, identity_id: str, *, is_locked: bool) -> bool:
+def set_lock(root: DataRoot, ep_id: EpId, identity_id: str, n_backups: int, *, is_locked: bool) -> bool:
     """Locks or unlocks an identity.
 
     Returns:
@@ -145,4 +127,4 @@ def set_lock(root: DataRoot, ep_id: str, identity_id: str, *, is_locked: bool) -
         found[0]["is_locked"] = is_locked
         return rows
 
-    return change_identities(root, ep_id, change)
+    return change_identities(root, ep_id, change, n_backups)

@@ -14,11 +14,10 @@ import orjson
 
 from cleanup.edges.artifact_reading import read_episode
 from cleanup.edges.data_root import DataRoot
-from cleanup.edges.write_back import hold_episode
 from cleanup.entrypoints.episode_job import Tools, parse_actions
 from cleanup.entrypoints.shell import open_root, print_json
-from cleanup.episode import check_ep_id, show_of
 from cleanup.errors import CleanupError, SettingsError
+from cleanup.names import EpId, check_ep_id, show_of
 from cleanup.report import CleanupReport
 from cleanup.resolve_settings import ResolvedSettings, resolve_for_run
 from cleanup.run import RunContext, run
@@ -29,7 +28,7 @@ _FIGURES = tuple(f"{what}_{when}" for what in _COUNTED for when in ("before", "a
 _NEEDS_PIXELS = frozenset({"reembed"})
 
 
-def preview_episode(root: DataRoot, ep_id: str, actions: Sequence[str], settings: ResolvedSettings) -> dict[str, Any]:
+def preview_episode(root: DataRoot, ep_id: EpId, actions: Sequence[str], settings: ResolvedSettings) -> dict[str, Any]:
     """Runs the phases that need no pixels, in memory.
 
     Args:
@@ -47,12 +46,8 @@ def preview_episode(root: DataRoot, ep_id: str, actions: Sequence[str], settings
     chosen = tuple(name for name in actions if name not in _NEEDS_PIXELS)
     if not chosen:
         raise SettingsError("reembed alone cannot be previewed: it needs the pixels; start a job without write_back")
-    paths = root.paths(check_ep_id(ep_id))
     root.check_episode(ep_id)
-    with hold_episode(paths):
-        if root.remote is not None:
-            root.remote.check_out(ep_id)
-        episode = read_episode(paths)
+    episode = root.read_settled(ep_id, read_episode)
     show = settings.settings.group_clusters.show or show_of(ep_id)
     report = CleanupReport(ep_id, run_id="preview", profile=settings.profile)
     with Tools(settings, root) as tools:
@@ -81,7 +76,9 @@ def main() -> None:
     try:
         resolved = resolve_for_run(asked["settings"], asked["profile"], None)
         actions = parse_actions(asked["actions"])
-        print_json({"preview": preview_episode(open_root(None, resolved), asked["ep_id"], actions, resolved)})
+        print_json(
+            {"preview": preview_episode(open_root(None, resolved), check_ep_id(asked["ep_id"]), actions, resolved)}
+        )
     except CleanupError as error:
         print_json({"error": type(error).__name__, "message": str(error)})
 

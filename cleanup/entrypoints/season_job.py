@@ -16,8 +16,9 @@ from typing import Any
 import orjson
 
 from cleanup.edges.data_root import DataRoot
+from cleanup.edges.episode_lock import make_run_id
+from cleanup.edges.file_writing import write_synced
 from cleanup.edges.progress_file import RemoteCopy
-from cleanup.edges.write_back import make_run_id, write_synced
 from cleanup.entrypoints import season_progress as states
 from cleanup.entrypoints.episode_job import (
     EpisodeJob,
@@ -26,8 +27,8 @@ from cleanup.entrypoints.episode_job import (
     run_episode_job,
 )
 from cleanup.entrypoints.season_progress import SeasonProgress, write_season_progress
-from cleanup.episode import check_ep_id, check_show
-from cleanup.errors import ArtifactError, CleanupError, SettingsError
+from cleanup.errors import ArtifactError, CleanupError, SettingsError, describe_os_error
+from cleanup.names import EpId, Show, check_ep_id, check_show
 from cleanup.resolve_settings import ResolvedSettings
 from cleanup.run import PIXEL_PHASES
 
@@ -58,7 +59,7 @@ class SeasonJob:
         progress_file: Where progress goes, or None for the usual place.
     """
 
-    ep_ids: tuple[str, ...]
+    ep_ids: tuple[EpId, ...]
     root: DataRoot
     actions: tuple[str, ...]
     settings: ResolvedSettings
@@ -69,7 +70,7 @@ class SeasonJob:
     is_fail_fast: bool = False
     progress_file: Path | None = None
 
-    def episode(self, ep_id: str) -> EpisodeJob:
+    def episode(self, ep_id: EpId) -> EpisodeJob:
         """The job of one episode."""
         return EpisodeJob(
             ep_id=ep_id,
@@ -85,7 +86,7 @@ class SeasonJob:
 
 def choose_episodes(
     root: DataRoot, ep_ids: Sequence[str], ep_list: Path | None, show: str | None, season: int | None
-) -> tuple[str, ...]:
+) -> tuple[EpId, ...]:
     """The episodes of a season, each once: those named, those in a list file, those of a show that have artifacts.
 
     Args:
@@ -111,7 +112,7 @@ def choose_episodes(
     return tuple(dict.fromkeys(chosen))
 
 
-def _read_list(path: Path) -> list[str]:
+def _read_list(path: Path) -> list[EpId]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -127,7 +128,7 @@ def _read_list(path: Path) -> list[str]:
     return found
 
 
-def _find_episodes(root: DataRoot, show: str, season: int | None) -> list[str]:
+def _find_episodes(root: DataRoot, show: Show, season: int | None) -> list[EpId]:
     number = r"\d{2,3}" if season is None else f"0*{season}"
     pattern = re.compile(rf"{re.escape(show)}-s(?=\d{{2,3}}e){number}e\d{{2,4}}")
     found = [ep_id for ep_id in root.list_episodes() if pattern.fullmatch(ep_id)]
@@ -239,7 +240,7 @@ class _Season:
         self.stop = threading.Event()
         self.episodes: dict[str, dict[str, Any]] = {}
 
-    def run_episode(self, ep_id: str, tools: Tools) -> None:
+    def run_episode(self, ep_id: EpId, tools: Tools) -> None:
         """Runs one episode to its end, whatever that is; raises nothing."""
         started = time.monotonic()
         if self.stop.is_set():
@@ -255,8 +256,7 @@ class _Season:
         except CleanupError as error:
             self._end(ep_id, states.FAILED, started, str(error))
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            self._end(ep_id, states.FAILED, started, f"{where}{error.strerror or error}")
+            self._end(ep_id, states.FAILED, started, describe_os_error(error))
         except Exception as error:  # noqa: BLE001 -- one episode's bug is not the season's end
             _log.exception("%s", ep_id)
             self._end(ep_id, states.FAILED, started, f"internal error: {type(error).__name__}: {error}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from cleanup.edges.progress_file import replace_file
+from cleanup.edges.file_writing import replace_file
 from cleanup.progress import PhaseProgress
 
 QUEUED, RUNNING = "queued", "running"

@@ -39,7 +39,7 @@ from cleanup.edges.postgres_facebank import PostgresFacebank
 from cleanup.edges.seed_photos import SeedRules, embed_photos, find_photos
 from cleanup.edges.video_frames import VideoFrames
 from cleanup.entrypoints.episode_job import EpisodeJob, build_engine, parse_actions, run_episode_job
-from cleanup.episode import show_of
+from cleanup.names import show_of
 from cleanup.phases.observe import attach_detections, plan_observations
 from cleanup.progress import ignore_items
 from cleanup.resolve_settings import ResolvedSettings, resolve_for_run

@@ -13,8 +13,8 @@ import pytest
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import find_violations, read_episode
 from cleanup.edges.artifact_writing import render_episode, same_json
-from cleanup.episode import check_ep_id
 from cleanup.errors import ArtifactError
+from cleanup.names import check_ep_id
 from tests.builders import DOCUMENTED_EP, EMITTED_EP, write_episode
 
 EP = {"documented": DOCUMENTED_EP, "emitted": EMITTED_EP}

@@ -1,0 +1,212 @@
+"""What an episode's files held before each write-back, kept by content: a record per run, one object per content.
+
+    backups/EP_ID/RUN.json           which file held what before and after the run (by SHA-256)
+    backups/EP_ID/objects/SHA256     the contents that were replaced, each once; hard links where the storage has them
+
+A record names every artifact, also those the run left alone. The content of one that was not replaced is the file
+itself until a later run replaces it and keeps it. So a state is put together from objects and from the files there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import orjson
+
+from cleanup.edges.artifact_files import EpisodePaths
+from cleanup.edges.file_writing import FileVersion, make_folder, read_version, sync_folder
+from cleanup.edges.remote_root import RemoteRoot
+from cleanup.errors import ArtifactError, first_line
+from cleanup.names import RunId, check_run_id
+
+_SCHEMA_VERSION = "backup_v1"
+# File -> what it held, or None where it was not there; names are relative to the data root.
+State = Mapping[str, FileVersion | None]
+
+
+@dataclass(frozen=True)
+class Backup:
+    """The record of one write-back.
+
+    Attributes:
+        run_id: The run.
+        made_by: What wrote: ``run``, ``people`` or ``restore RUN``.
+        created_at: When, ISO 8601.
+        before: What the files held before it.
+        after: What they held after it.
+    """
+
+    run_id: RunId
+    made_by: str
+    created_at: str
+    before: State
+    after: State
+
+    @property
+    def changed(self) -> list[str]:
+        """The files that the run replaced."""
+        return [name for name in self.after if self.before[name] != self.after[name]]
+
+    def to_json(self) -> bytes:
+        """The record as it is stored."""
+        return orjson.dumps({"schema_version": _SCHEMA_VERSION, **dataclasses.asdict(self)}, option=orjson.OPT_INDENT_2)
+
+
+def make_backup(run_id: RunId, made_by: str, before: State, after: State) -> Backup:
+    """A record of now."""
+    return Backup(run_id, made_by, datetime.now(UTC).isoformat(timespec="seconds"), before, after)
+
+
+class BackupStore:
+    """The backups of one episode.
+
+    Args:
+        paths: The episode.
+        remote: The data root behind a URL that the paths mirror, or None.
+    """
+
+    def __init__(self, paths: EpisodePaths, remote: RemoteRoot | None = None) -> None:
+        self._paths, self._remote = paths, remote
+        self._objects = paths.backups / "objects"
+
+    def record_path(self, run_id: RunId) -> Path:
+        """Where the record of a run lies."""
+        return self._paths.backups / f"{run_id}.json"
+
+    def object_path(self, version: FileVersion) -> Path:
+        """Where a content lies, if it is kept."""
+        return self._objects / version.sha256
+
+    def list_backups(self) -> list[Backup]:
+        """All backups, oldest first.
+
+        Raises:
+            ArtifactError: A record cannot be read.
+        """
+        if self._remote is not None:
+            self._remote.fetch_some(self._paths.backups, "*.json")
+        return [_read_record(path) for path in sorted(self._paths.backups.glob("[0-9]*.json"))]
+
+    def read(self, run_id: RunId) -> Backup:
+        """The backup of a run.
+
+        Raises:
+            ArtifactError: There is none, or it cannot be read.
+        """
+        path = self.record_path(run_id)
+        if self._remote is not None:
+            self._remote.fetch(path)
+        if not path.exists():
+            raise ArtifactError(
+                f"{self._paths.ep_id}: no backup of run {run_id}; cleanup backups list {self._paths.ep_id} has them"
+            )
+        return _read_record(path)
+
+    def keep(self, target: Path) -> FileVersion:
+        """Keeps what a file holds now, in an object that the next replacement of the file does not touch."""
+        make_folder(self._objects)
+        draft = self._objects / f".{target.name}.draft"
+        draft.unlink(missing_ok=True)
+        try:
+            if target.is_symlink():
+                raise OSError
+            os.link(target, draft)
+        except OSError:  # another file system, or one without hard links
+            _copy_synced(target, draft)
+        version = read_version(draft)
+        if self.object_path(version).exists():
+            draft.unlink()
+        else:
+            draft.replace(self.object_path(version))
+            sync_folder(self._objects)
+        return version
+
+    def find(self, name: str, version: FileVersion) -> Path:
+        """A file that holds what an artifact held.
+
+        Args:
+            name: The artifact, relative to the data root.
+            version: What it held.
+
+        Raises:
+            ArtifactError: It is not kept, or damaged.
+        """
+        kept, current = self.object_path(version), self._paths.root / name
+        if self._remote is not None and not kept.exists():
+            self._remote.fetch(kept)
+        for path in (kept, current):
+            if path.is_file() and read_version(path) == version:
+                return path
+        if kept.exists():
+            raise ArtifactError(f"{kept}: damaged; it does not hold what its name says, so {name} cannot be had back")
+        raise ArtifactError(
+            f"{self._paths.ep_id}: {name} as it was is not kept: another program has changed it since; nothing was "
+            "changed"
+        )
+
+    def prune(self, n_kept: int, *, is_first_kept: bool) -> tuple[list[Path], int]:
+        """Removes the oldest backups, and the contents that only they had.
+
+        Args:
+            n_kept: How many of the newest stay.
+            is_first_kept: Whether the oldest of all stays as well: the episode as it came.
+
+        Returns:
+            Records and objects that were removed, and how many bytes the objects held.
+        """
+        backups = self.list_backups()
+        first = 1 if is_first_kept else 0
+        dropped = backups[first : max(len(backups) - n_kept, first)]
+        records = [self.record_path(backup.run_id) for backup in dropped]
+        for path in records:  # before the contents: one without a record is rubbish, the other way round it is missed
+            self._remove(path)
+        objects, n_bytes = self.drop_unused()
+        return records + objects, n_bytes
+
+    def drop_unused(self) -> tuple[list[Path], int]:
+        """Removes contents that no record speaks of; gives them, and how many bytes they held."""
+        states = [state for b in self.list_backups() for state in (b.before, b.after)]
+        used = {version.sha256 for state in states for version in state.values() if version is not None}
+        unused = {path: size for path, size in self._list_objects().items() if path.name not in used}
+        for path in unused:
+            self._remove(path)
+        return sorted(unused), sum(unused.values())
+
+    def _list_objects(self) -> dict[Path, int]:
+        if self._remote is not None:
+            return self._remote.list_sizes(self._objects)
+        return {path: path.stat().st_size for path in self._objects.iterdir()} if self._objects.is_dir() else {}
+
+    def _remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        if self._remote is not None:
+            self._remote.remove(path)
+
+
+def _copy_synced(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    with target.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _read_record(path: Path) -> Backup:
+    try:
+        record = orjson.loads(path.read_bytes())
+        states = [
+            {
+                str(name): None if v is None else FileVersion(str(v["sha256"]), int(v["size"]))
+                for name, v in state.items()
+            }
+            for state in (record["before"], record["after"])
+        ]
+        if states[0].keys() != states[1].keys() or record["schema_version"] != _SCHEMA_VERSION:
+            raise ValueError("of another version of this program")
+        return Backup(check_run_id(path.stem), str(record["made_by"]), str(record["created_at"]), *states)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path}: not a readable record of a backup ({first_line(error)})") from error

@@ -1,0 +1,52 @@
+"""What is kept for a report when a result breaks an invariant, which is a fault of this program."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import platform
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from cleanup.edges.artifact_files import EpisodePaths
+
+_PACKAGES = ("episode-cleanup", "numpy", "scikit-learn", "pyarrow", "onnxruntime-gpu", "onnxruntime", "av", "ray")
+
+
+def save_bundle(
+    target: Path, source: EpisodePaths, result: EpisodePaths, problems: Sequence[str], run: Mapping[str, Any]
+) -> None:
+    """Writes a tar.gz with the violations, versions and settings, the artifacts as they are and the refused result.
+
+    Args:
+        target: The archive.
+        source: The episode as it lies on disk.
+        result: The episode as it was to become, as far as it was staged.
+        problems: The violations.
+        run: What was asked for: actions, settings.
+    """
+    about = {
+        "problems": list(problems), "ep_id": source.ep_id, "python": platform.python_version(),
+        "platform": platform.platform(), "packages": {name: _version_of(name) for name in _PACKAGES}, **run,
+    }  # fmt: skip
+    content = orjson.dumps(about, option=orjson.OPT_INDENT_2)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(target, "w:gz") as archive:
+        member = tarfile.TarInfo("violation.json")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+        for folder, paths in (("source", source), ("result", result)):
+            for path, name in zip(paths.written, source.written, strict=True):
+                if path.exists():
+                    archive.add(path, f"{folder}/{name.name}", recursive=False)
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

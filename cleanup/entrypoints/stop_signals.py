@@ -1,0 +1,109 @@
+"""Stops a process when it is asked to: at once, but never between two files of a commit, and not without a last word.
+
+Ctrl-C, SIGTERM and SIGHUP (the terminal, or who started the process, is gone) raise KeyboardInterrupt in the main
+thread. A second one ends the process even where the main thread hangs in native code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+EXIT_INTERRUPTED = 130
+# One key press may arrive twice, from the terminal and from a wrapper that hands it on.
+_ECHO_S = 0.3
+
+
+class _State:
+    """Signals belong to the process, and so does this.
+
+    Attributes:
+        n_held: How many ``stop_held`` the main thread is in.
+        last_words: What is said before the process is ended by a second signal.
+    """
+
+    n_held = 0
+    last_words: list[Callable[[], None]] = []  # noqa: RUF012 -- one list for the process
+
+
+class Stop:
+    """Whether somebody asked this process to stop."""
+
+    def __init__(self) -> None:
+        self.is_requested = False
+
+    def __call__(self, _signum: int, _frame: object) -> None:
+        """The signal handler."""
+        self.is_requested = True
+        if not _State.n_held:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Handles the signals that stop a process, in the main thread; a second one ends it with 130."""
+    stop = Stop()
+    # A run under nohup ignores SIGHUP, and goes on doing so.
+    numbers = [n for n in STOP_SIGNALS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    threading.Thread(target=_end_at_second, args=(reading, set(numbers)), name="signals", daemon=True).start()
+    previous = {number: signal.signal(number, stop) for number in numbers}
+    previous_fd = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        yield stop
+    finally:
+        signal.set_wakeup_fd(previous_fd)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        os.close(writing)  # and with it the thread
+
+
+def _end_at_second(reading: int, numbers: set[int]) -> None:
+    first: float | None = None
+    with os.fdopen(reading, "rb", buffering=0) as stream:
+        while received := stream.read(64):
+            if not numbers & set(received):
+                continue
+            first = first or time.monotonic()
+            if time.monotonic() - first > _ECHO_S:
+                for say in list(_State.last_words):
+                    with contextlib.suppress(Exception):  # the process ends in any case
+                        say()
+                os._exit(EXIT_INTERRUPTED)
+
+
+@contextlib.contextmanager
+def stop_held() -> Iterator[None]:
+    """In the main thread a stop waits until this is through; a second signal does not."""
+    is_main = threading.current_thread() is threading.main_thread()
+    _State.n_held += is_main
+    try:
+        yield
+    finally:
+        _State.n_held -= is_main
+
+
+@contextlib.contextmanager
+def stop_let() -> Iterator[None]:
+    """Inside ``stop_held``: what may be stopped after all."""
+    n_held, _State.n_held = _State.n_held, 0
+    try:
+        yield
+    finally:
+        _State.n_held = n_held
+
+
+@contextlib.contextmanager
+def last_words(say: Callable[[], None]) -> Iterator[None]:
+    """What is to be said if the process is ended at once while this lasts; said by another thread."""
+    _State.last_words.append(say)
+    try:
+        yield
+    finally:
+        _State.last_words.remove(say)
