@@ -16,7 +16,7 @@ from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.file_writing import make_folder
 from cleanup.edges.lease import FileLease, Lease
 from cleanup.edges.progress_file import end_abandoned
-from cleanup.edges.write_back import recover
+from cleanup.edges.write_back import MADE_BY_RUN, recover
 from cleanup.errors import BusyError
 from cleanup.names import RunId
 
@@ -67,11 +67,12 @@ def hold_episode(paths: EpisodePaths, patience_s: float = 0.0) -> Iterator[Lease
             finally:
                 lease.release()
         finally:
-            lock.truncate(0)
+            with contextlib.suppress(OSError):  # who held it last is of no use to anybody
+                lock.truncate(0)
 
 
 def _tidy_up(paths: EpisodePaths) -> None:
-    is_finished = recover(paths) is not None
+    is_finished = recover(paths) == MADE_BY_RUN
     runs = sorted(paths.runs.glob(f"[0-9]*/{paths.progress.name}"))
     for path in (*runs[-1:], paths.progress):
         end_abandoned(path, paths.report if is_finished and path == paths.progress else None)

@@ -25,6 +25,8 @@ from cleanup.edges.file_writing import FileVersion, read_version, sync_folder, w
 from cleanup.errors import ArtifactError, BusyError, CleanupError, StorageError
 from cleanup.names import RunId
 
+# What a write-back is made by that leaves a report; others change labels, or restore.
+MADE_BY_RUN = "run"
 _JOURNAL_VERSION = 1
 # How long a reader waits for a moment in which nobody writes.
 _PATIENCE_S = 10.0
@@ -118,7 +120,7 @@ class WriteBack:
         moves += [_move(paths, self._run_id, target, self._staged[target]) for target in ordered]
         for folder in _folders(paths, moves):
             sync_folder(folder)
-        _write_journal(paths, self._run_id, moves)
+        _write_journal(paths, self._run_id, self._made_by, moves)
         try:
             _apply(paths, moves)
         except OSError as error:
@@ -152,10 +154,11 @@ def _folders(paths: EpisodePaths, moves: list[dict[str, Any]]) -> list[Path]:
     return sorted({(paths.root / move["target"]).parent for move in moves})
 
 
-def _write_journal(paths: EpisodePaths, run_id: RunId, moves: list[dict[str, Any]]) -> None:
+def _write_journal(paths: EpisodePaths, run_id: RunId, made_by: str, moves: list[dict[str, Any]]) -> None:
+    journal = {"version": _JOURNAL_VERSION, "run_id": run_id, "made_by": made_by, "moves": moves}
     draft = paths.journal.with_suffix(".draft")
     try:
-        write_pieces(draft, [orjson.dumps({"version": _JOURNAL_VERSION, "run_id": run_id, "moves": moves})])
+        write_pieces(draft, [orjson.dumps(journal)])
         draft.replace(paths.journal)
         sync_folder(paths.journal.parent)
     except BaseException:
@@ -181,19 +184,19 @@ def _apply(paths: EpisodePaths, moves: list[dict[str, Any]]) -> None:
     sync_folder(paths.journal.parent)
 
 
-def recover(paths: EpisodePaths) -> RunId | None:
+def recover(paths: EpisodePaths) -> str | None:
     """Finishes a write-back that a crash cut off after its commit point; removes what one left before it.
 
     For whoever holds the episode.
 
     Returns:
-        The run whose write-back was finished, or None.
+        What the write-back that was finished was made by, or None.
 
     Raises:
         ArtifactError: The journal is not one, or what it speaks of is gone.
     """
     if paths.journal.exists():
-        run_id, moves = _read_journal(paths)
+        made_by, moves = _read_journal(paths)
         try:
             _apply(paths, moves)
         except FileNotFoundError as error:
@@ -201,7 +204,7 @@ def recover(paths: EpisodePaths) -> RunId | None:
                 f"{paths.journal}: a write-back was cut off and cannot be finished ({error}); cleanup backups list "
                 f"{paths.ep_id} shows what there is to go back to, once the journal is moved away"
             ) from error
-        return run_id
+        return made_by
     rubbish = [
         *paths.manifests.glob(".*.staged"), *paths.embeddings.parent.glob(".*.staged"),
         *paths.backups.glob(".*.staged"), *paths.backups.glob("objects/.*.draft"), *paths.runs.glob("journal.draft"),
@@ -215,7 +218,7 @@ def recover(paths: EpisodePaths) -> RunId | None:
     return None
 
 
-def _read_journal(paths: EpisodePaths) -> tuple[RunId, list[dict[str, Any]]]:
+def _read_journal(paths: EpisodePaths) -> tuple[str, list[dict[str, Any]]]:
     try:
         journal = orjson.loads(paths.journal.read_bytes())
         if journal["version"] != _JOURNAL_VERSION:
@@ -225,7 +228,7 @@ def _read_journal(paths: EpisodePaths) -> tuple[RunId, list[dict[str, Any]]]:
             for name in (move["target"], move["staged"]):
                 if name is not None and not _is_inside(paths, name):
                     raise ValueError(f"it speaks of {name!r}, which is none of the episode's files")
-        return RunId(str(journal["run_id"])), moves
+        return str(journal["made_by"]), moves
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ArtifactError(
             f"{paths.journal}: not a readable journal ({error}); move it away, and see cleanup backups list "

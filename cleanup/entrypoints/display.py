@@ -310,9 +310,5 @@ def describe_changes(changes: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _label_of(label: Mapping[str, Any]) -> str:
-    known = [str(label[key]) for key in ("name", "person_id") if label[key] is not None]
-    return (
-        " ".join(dict.fromkeys(known)) + (" (locked)" if label["is_locked"] else "")
-        if known
-        else ("nobody (locked)" if label["is_locked"] else "nobody")
-    )
+    known = dict.fromkeys(str(label[key]) for key in ("name", "person_id") if label[key] is not None)
+    return (" ".join(known) or "nobody") + (" (locked)" if label["is_locked"] else "")

@@ -22,13 +22,11 @@ from cleanup.edges.data_root import HeldEpisode
 from cleanup.edges.file_writing import write_pieces, write_synced
 from cleanup.edges.track_metrics import update_track_metrics
 from cleanup.edges.violation_bundle import save_bundle
-from cleanup.edges.write_back import WriteBack
+from cleanup.edges.write_back import MADE_BY_RUN, WriteBack
 from cleanup.episode import Episode
 from cleanup.errors import InvariantError
 from cleanup.names import RunId
 from cleanup.report import CleanupReport
-
-MADE_BY_RUN = "run"
 
 
 @dataclass(frozen=True)

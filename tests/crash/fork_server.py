@@ -1,0 +1,77 @@
+"""Runs cleanup jobs in forked processes with a fault at one of their system calls; with ``faults.c`` preloaded.
+
+A request is a line of JSON on standard input, {root, ep_id, actions, at, error}; the answer is one as well.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cleanup.edges.data_root import DataRoot
+from cleanup.entrypoints.episode_job import EpisodeJob, run_episode_job
+from cleanup.entrypoints.episode_states import restore_backup
+from cleanup.errors import CleanupError, describe_os_error
+from cleanup.names import check_ep_id, check_run_id
+from cleanup.resolve_settings import resolve_for_run
+from tests.builders import write_episode
+
+FAULTS = ctypes.CDLL(None)
+FAULTS.faults_arm.argtypes = [ctypes.c_long, ctypes.c_int]
+FAULTS.faults_trace.restype = ctypes.c_char_p
+
+
+def run(root: str, ep_id: str) -> None:
+    settings = resolve_for_run({"device": "cpu"}, None, None)
+    job = EpisodeJob(check_ep_id(ep_id), DataRoot(Path(root)), ("split_tracks", "recluster"), settings, write_back=True)
+    run_episode_job(job)
+
+
+def act(request: dict[str, Any]) -> None:
+    if request.get("restore"):
+        ep_id, run_id = check_ep_id(request["ep_id"]), check_run_id(request["restore"])
+        restore_backup(DataRoot(Path(request["root"])), ep_id, run_id, 10)
+    else:
+        run(request["root"], request["ep_id"])
+
+
+def serve(request: dict[str, Any]) -> dict[str, Any]:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        error = None
+        os.environ["FAULTS_ROOT"] = request["root"]
+        FAULTS.faults_arm(request.get("at", 0), request.get("error", 0))
+        try:
+            act(request)
+        except CleanupError as failure:
+            error = str(failure)
+        except OSError as failure:
+            error = describe_os_error(failure)
+        except BaseException as failure:
+            error = f"TRACEBACK {type(failure).__name__}: {failure}"
+        answer = {"error": error, "trace": FAULTS.faults_trace().decode().splitlines()}
+        os.write(writing, json.dumps(answer).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return json.loads(answer) if answer else {"killed": os.WTERMSIG(status)}
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:  # everything that a run imports is imported before the forks
+        run(scratch, write_episode(Path(scratch), "emitted"))
+    for line in sys.stdin:
+        print(json.dumps(serve(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

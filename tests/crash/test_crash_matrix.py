@@ -1,0 +1,164 @@
+"""Whatever system call a write-back dies or fails at: all old or all new, told truly, and the next run is fine.
+
+The calls are found by tracing a run, not by a list: every change of a file under the data root, from the first lock to
+the last word of progress.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cleanup.edges.artifact_files import EpisodePaths
+from cleanup.edges.artifact_reading import find_violations
+from cleanup.edges.backups import BackupStore
+from cleanup.edges.episode_lock import hold_episode
+from tests.builders import DOCUMENTED_EP, EMITTED_EP, artifacts_of, write_episode
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+EP = {"documented": DOCUMENTED_EP, "emitted": EMITTED_EP}
+PEOPLE = (("a", "b"), ("b",), ("a",))  # one track to split, so that every file changes
+Ask = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
+    """Asks the fork server."""
+    library = tmp_path_factory.mktemp("faults") / "faults.so"
+    source = Path(__file__).with_name("faults.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-Wall", "-o", library, source, "-ldl"], check=True)
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.crash.fork_server"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, env={**os.environ, "LD_PRELOAD": str(library)},
+    ) as server:  # fmt: skip
+        assert server.stdin is not None and server.stdout is not None
+        stdin, stdout = server.stdin, server.stdout
+
+        def ask_server(**request: Any) -> dict[str, Any]:
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+            return dict(json.loads(stdout.readline()))
+
+        yield ask_server
+        server.kill()
+
+
+def make_root(folder: Path, dialect: str) -> Path:
+    write_episode(folder, dialect, PEOPLE)
+    return folder
+
+
+def read_progress(paths: EpisodePaths) -> dict[str, Any] | None:
+    return json.loads(paths.progress.read_bytes()) if paths.progress.exists() else None
+
+
+def state_of(root: Path, ep_id: str) -> dict[str, bytes]:
+    """The artifacts, and whether there is a report; backups belong to it: a run that did not happen has none."""
+    report = root / "manifests" / ep_id / "cleanup_report.json"
+    backups = BackupStore(EpisodePaths(root, ep_id)).list_backups()
+    return {**artifacts_of(root, ep_id), "report": str(report.exists()).encode(), "backups": str(len(backups)).encode()}
+
+
+def check_case(root: Path, ep_id: str, answer: dict[str, Any], old: Any, new: Any, ask: Ask) -> bool:
+    """Recovers, checks everything that a user may see, runs again; gives whether the state was the new one."""
+    paths = EpisodePaths(root, ep_id)
+    with hold_episode(paths):
+        pass
+    state = state_of(root, ep_id)
+    assert state in (old, new)
+    is_new = state == new
+    assert not find_violations(paths)
+    rubbish = [p.name for p in root.rglob(".*") if p.is_file()] + [p.name for p in paths.runs.glob("journal*")]
+    assert not rubbish and not (paths.runs / "lease.json").exists()
+    progress = read_progress(paths)
+    if "killed" not in answer:
+        assert not str(answer["error"]).startswith("TRACEBACK"), answer["error"]
+        assert is_new or answer["error"] is not None, "a run that says it succeeded has written"
+        is_told_new = answer["error"] is None or "committed" in answer["error"]
+        assert is_new == is_told_new, answer["error"]
+    if progress is not None:
+        assert progress["phase"] in (("done", "failed") if is_new else ("failed",)), progress
+        assert is_new or "done" not in progress["phase"]
+    again = ask(root=str(root), ep_id=ep_id)
+    assert again["error"] is None
+    assert {k: v for k, v in state_of(root, ep_id).items() if k != "backups"} == {
+        k: v for k, v in new.items() if k != "backups"
+    }
+    last = read_progress(paths)
+    assert last is not None and last["phase"] == "done"
+    return is_new
+
+
+FAULTS = [pytest.param(0, id="kill"), *(pytest.param(getattr(errno, n), id=n) for n in ("ENOSPC", "EIO", "EACCES"))]
+
+
+@pytest.mark.parametrize("error", FAULTS)
+@pytest.mark.parametrize("dialect", ["documented", "emitted"])
+def test_a_run_that_strikes_a_fault_at_any_call_is_all_or_nothing(
+    tmp_path: Path, ask: Ask, dialect: str, error: int
+) -> None:
+    ep_id = EP[dialect]
+    clean = make_root(tmp_path / "clean", dialect)
+    old = state_of(clean, ep_id)
+    trace = ask(root=str(clean), ep_id=ep_id)["trace"]
+    new = state_of(clean, ep_id)
+    kinds = Counter(line.split()[0] for line in trace)
+    assert {"open", "write", "fsync", "rename", "link", "unlink", "mkdir"} <= set(kinds)
+    assert old["tracks.jsonl"] != new["tracks.jsonl"] and old["faces.jsonl"] != new["faces.jsonl"]
+
+    outcomes = []
+    for at in range(1, len(trace) + 1):
+        root = make_root(tmp_path / str(at), dialect)
+        answer = ask(root=str(root), ep_id=ep_id, at=at, error=error)
+        assert error != 0 or answer == {"killed": 9}, trace[at - 1]
+        try:
+            outcomes.append(check_case(root, ep_id, answer, old, new, ask))
+        except AssertionError as failure:
+            failure.add_note(f"call {at}: {trace[at - 1]}; {answer.get('error')}")
+            raise
+        shutil.rmtree(root)
+    assert not outcomes[0] and outcomes[-1]
+    if error == 0:
+        assert outcomes == sorted(outcomes), "old up to the commit point, new from there on"
+
+
+@pytest.mark.parametrize("error", FAULTS[:2])
+def test_a_restore_that_strikes_a_fault_at_any_call_is_all_or_nothing(tmp_path: Path, ask: Ask, error: int) -> None:
+    ep_id = EP["documented"]
+    clean = make_root(tmp_path / "clean", "documented")
+    old = artifacts_of(clean, ep_id)
+    ask(root=str(clean), ep_id=ep_id)
+    new = artifacts_of(clean, ep_id)
+    (backup,) = BackupStore(EpisodePaths(clean, ep_id)).list_backups()
+    shutil.copytree(clean, tmp_path / "traced")
+    trace = ask(root=str(tmp_path / "traced"), ep_id=ep_id, restore=backup.run_id)["trace"]
+    assert artifacts_of(tmp_path / "traced", ep_id) == old
+
+    outcomes = []
+    for at in range(1, len(trace) + 1):
+        root = tmp_path / str(at)
+        shutil.copytree(clean, root)
+        answer = ask(root=str(root), ep_id=ep_id, at=at, error=error, restore=backup.run_id)
+        with hold_episode(EpisodePaths(root, ep_id)):
+            pass
+        state = artifacts_of(root, ep_id)
+        assert state in (old, new), trace[at - 1]
+        if "killed" not in answer:
+            is_told = answer["error"] is None or "committed" in answer["error"]
+            assert (state == old) == is_told, (trace[at - 1], answer["error"])
+        outcomes.append(state == old)
+        ask(root=str(root), ep_id=ep_id, restore=backup.run_id)
+        assert artifacts_of(root, ep_id) == old
+        shutil.rmtree(root)
+    assert not outcomes[0] and outcomes[-1]
