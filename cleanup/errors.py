@@ -23,9 +23,17 @@ from collections.abc import Sequence
 
 
 class CleanupError(Exception):
-    """Base class. ``exit_code`` is what the command line ends with."""
+    """Base class. ``exit_code`` is what the command line ends with.
+
+    Args:
+        message: The one line; what a hostile input brings into it (line breaks, a terminal's control characters) is
+            written out.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class SettingsError(CleanupError):
@@ -88,6 +96,11 @@ class InvariantError(CleanupError):
 
     def __reduce__(self) -> tuple[type[InvariantError], tuple[str, tuple[str, ...]]]:
         return type(self), (str(self), self.problems)
+
+
+def one_line(text: str) -> str:
+    """A text with everything that is not to be printed as it is written out: line breaks, escapes, lone surrogates."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def first_line(error: BaseException) -> str:

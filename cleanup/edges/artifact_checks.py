@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import orjson
+
+from cleanup.input_limits import MAX_DEPTH, MAX_INTEGER
 
 NORM_TOLERANCE = 0.01
 # Normalised corners are rounded to six digits on disk.
@@ -37,7 +40,17 @@ def check_type(value: Any, key: str, kind: type | tuple[type, ...], what: str) -
         raise BadValueError(f"{what} has {key} of type {type(value).__name__}")
     if isinstance(value, float) and not math.isfinite(value):
         raise BadValueError(f"{what} has {key} = {value}")
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise BadValueError(f"{what} has {key} = {value}, which is too large")
     return value
+
+
+def require_frame(record: Mapping[str, Any], key: str, what: str) -> int:
+    """A frame number that must be there."""
+    frame = require(record, key, int, what)
+    if frame < 0:
+        raise BadValueError(f"{what} has {key} = {frame}; frames count from 0")
+    return int(frame)
 
 
 def check_box(box: Any, what: str, *, is_normalised: bool) -> list[float]:
@@ -90,3 +103,19 @@ def _numbers(values: Any, count: int, name: str, what: str) -> list[float]:
     if not set(map(type, values)) <= {int, float} or not math.isfinite(sum(values)):
         raise BadValueError(f"{what} has {name} that holds something else than finite numbers: {values}")
     return list(map(float, values))
+
+
+def is_too_deep(content: bytes, record: Any) -> bool:
+    """Whether JSON is nested deeper than MAX_DEPTH, give or take a few levels.
+
+    Args:
+        content: The JSON.
+        record: What it was parsed to.
+    """
+    if content.count(b"[") + content.count(b"{") <= MAX_DEPTH:
+        return False
+    try:
+        orjson.dumps([[[[record]]]])  # records are written inside a document
+    except TypeError:
+        return True
+    return False

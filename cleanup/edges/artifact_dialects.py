@@ -21,14 +21,16 @@ from cleanup.edges.artifact_checks import (
     check_landmarks,
     optional,
     require,
+    require_frame,
 )
 from cleanup.edges.embedding_text import PRESENT
 from cleanup.episode import DOCUMENTED, EMITTED
+from cleanup.input_limits import MAX_INTEGER
 
 Record = dict[str, Any]
 Row = Mapping[str, Any]
 _NUMBER = (int, float)
-_DOCUMENTED_TRACK = re.compile(r"track-(\d+)")
+_DOCUMENTED_TRACK = re.compile(r"track-([0-9]{1,15})")
 # Numbers that differ by no more are the same but for rounding.
 SAME_VECTOR = 1e-5
 
@@ -100,7 +102,8 @@ class DocumentedDialect:
         track_id = self.parse_track_key(record.get("track_id"), "a track")
         what = f"track {record['track_id']}"
         span = require(record, "frame_span", list, what)
-        if len(span) != 2 or any(isinstance(f, bool) or not isinstance(f, int) or f < 0 for f in span):
+        is_frame = [isinstance(f, int) and not isinstance(f, bool) and 0 <= f <= MAX_INTEGER for f in span]
+        if is_frame != [True, True]:
             raise BadValueError(f"{what} has frame_span {span}, not two frame numbers")
         stats = optional(record, "stats", dict, what) or {}
         return {
@@ -126,7 +129,7 @@ class DocumentedDialect:
         return {
             "face_id": face_id,
             "track_id": self.parse_track_key(record.get("track_id"), what),
-            "frame_idx": require(record, "frame_idx", int, what),
+            "frame_idx": require_frame(record, "frame_idx", what),
             "bbox": check_box(record.get("bbox"), what, is_normalised=True),
             "landmarks": check_landmarks(record.get("landmarks"), what),
             "quality": check_fraction(optional(record, "quality_score", _NUMBER, what), "quality_score", what),
@@ -216,8 +219,8 @@ class EmittedDialect:
     name = EMITTED
 
     def parse_track_key(self, value: Any, what: str) -> int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise BadValueError(f"{what} has track_id {value!r}, not a whole number")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_INTEGER:
+            raise BadValueError(f"{what} has track_id {value!r}, not a whole number from 0")
         return value
 
     def track_row(self, record: Record) -> dict[str, Any]:
@@ -228,8 +231,8 @@ class EmittedDialect:
         confidences = [b["confidence"] for b in boxes if b["confidence"] is not None]
         return {
             "track_id": track_id,
-            "first_frame": require(record, "first_frame_idx", int, what),
-            "last_frame": require(record, "last_frame_idx", int, what),
+            "first_frame": require_frame(record, "first_frame_idx", what),
+            "last_frame": require_frame(record, "last_frame_idx", what),
             "start_s": float(require(record, "first_ts", _NUMBER, what)),
             "end_s": float(require(record, "last_ts", _NUMBER, what)),
             "parent_track_id": None if parent is None else self.parse_track_key(parent, what),
@@ -248,7 +251,7 @@ class EmittedDialect:
             raise BadValueError(f"{what} has a sampled box that is no object")
         return {
             "track_id": track_id,
-            "frame_idx": require(record, "frame_idx", int, what),
+            "frame_idx": require_frame(record, "frame_idx", what),
             "ts": float(require(record, "ts", _NUMBER, what)),
             "bbox": check_box(record.get("bbox_xyxy"), what, is_normalised=False),
             "landmarks": check_landmarks(record.get("landmarks"), what),
@@ -265,7 +268,7 @@ class EmittedDialect:
         return {
             "face_id": face_id,
             "track_id": self.parse_track_key(record.get("track_id"), what),
-            "frame_idx": require(record, "frame_idx", int, what),
+            "frame_idx": require_frame(record, "frame_idx", what),
             "ts": float(require(record, "ts", _NUMBER, what)),
             "bbox": check_box(record.get("bbox_xyxy"), what, is_normalised=False),
             "landmarks": check_landmarks(record.get("landmarks"), what),

@@ -14,14 +14,23 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cleanup import schemas
-from cleanup.edges.artifact_checks import BadValueError, check_box, check_landmarks, optional, require
+from cleanup.edges.artifact_checks import (
+    BadValueError,
+    check_box,
+    check_landmarks,
+    is_too_deep,
+    optional,
+    require,
+    require_frame,
+)
 from cleanup.edges.artifact_dialects import DIALECTS, Record, dialect_of_face, dialect_of_track
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.bounded_map import map_ahead
 from cleanup.edges.embedding_text import ParsedVectors, open_record, parse_vectors
 from cleanup.edges.face_columns import ROW_TOLERANCE, read_plain_faces
 from cleanup.episode import DOCUMENTED, Episode
-from cleanup.errors import ArtifactError, first_line
+from cleanup.errors import ArtifactError, first_line, one_line
+from cleanup.input_limits import MAX_DEPTH, MAX_DOCUMENT_BYTES, MAX_LINE_BYTES, MIB
 from cleanup.names import EpId
 
 # Lines whose numbers are parsed at a time, and how many such batches may wait: a few MB each.
@@ -84,14 +93,17 @@ class _Reader:
     def add(self, problem: str) -> None:
         """Notes what is wrong."""
         if len(self.problems) < _MAX_PROBLEMS:
-            self.problems.append(problem)
+            self.problems.append(one_line(problem))
 
     def _raw_lines(self, path: Path, *, is_required: bool) -> Iterator[tuple[int, bytes]]:
         """Numbers and contents of the lines that are not blank."""
         n_records = 0
         try:
             with path.open("rb", buffering=_BUFFER_BYTES) as stream:
-                for number, line in enumerate(stream, start=1):
+                for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), start=1):
+                    if len(line) > MAX_LINE_BYTES:
+                        self.add(f"{path}:{number}: longer than {MAX_LINE_BYTES // MIB} MiB, which no record is")
+                        return
                     if not line.isspace():
                         n_records += 1
                         yield number, line.removesuffix(b"\n")
@@ -125,6 +137,9 @@ class _Reader:
             return None
         if not isinstance(record, dict):
             self.add(f"{path}:{number}: a JSON {type(record).__name__} instead of an object")
+            return None
+        if is_too_deep(line, record):
+            self.add(f"{path}:{number}: nested deeper than {MAX_DEPTH} levels")
             return None
         return record, text
 
@@ -241,7 +256,7 @@ class _Reader:
         except FileNotFoundError:
             self.add(f"{path}: missing")
             return None
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # noqa: BLE001 -- NumPy lets out whatever its parser of the header stumbles over
             self.add(f"{path}: not a readable NumPy array ({first_line(error)})")
             return None
         if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or not np.issubdtype(matrix.dtype, np.floating):
@@ -252,6 +267,9 @@ class _Reader:
 
     def _read_json(self, path: Path) -> tuple[bytes, Record] | None:
         try:
+            if path.stat().st_size > MAX_DOCUMENT_BYTES:
+                self.add(f"{path}: larger than {MAX_DOCUMENT_BYTES // MIB} MiB, which no such file is")
+                return None
             content = path.read_bytes()
         except FileNotFoundError:
             self.add(f"{path}: missing")
@@ -326,7 +344,7 @@ class _Reader:
 def _detection_row(record: Record) -> dict[str, Any]:
     what = f"the detection in frame {record.get('frame_idx')}"
     return {
-        "frame_idx": require(record, "frame_idx", int, what),
+        "frame_idx": require_frame(record, "frame_idx", what),
         "ts": float(require(record, "ts_s", (int, float), what)),
         "bbox": check_box(record.get("bbox"), what, is_normalised=True),
         "landmarks": check_landmarks(record.get("landmarks"), what),
@@ -450,7 +468,8 @@ class _EmbeddingCheck:
         path = self._reader.paths.embeddings
         if len(stored) == len(rows) and stored.shape[1] == vectors.shape[1]:
             is_finite = np.isfinite(stored).all(axis=1)
-            is_same = np.abs(stored - vectors).max(axis=1) <= ROW_TOLERANCE
+            with np.errstate(invalid="ignore", over="ignore"):  # infinity less infinity; it is told as not finite
+                is_same = np.abs(stored - vectors).max(axis=1) <= ROW_TOLERANCE
             wrong = np.flatnonzero(~is_same | ~is_finite)
         elif len(stored) == len(rows):
             is_finite, wrong = np.ones(len(rows), bool), np.array([0])

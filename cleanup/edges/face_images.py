@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cleanup import schemas
 from cleanup.algorithms.face_alignment import CROP_SIZE, estimate_similarity
+from cleanup.edges.file_writing import replace_file
 from cleanup.edges.video_frames import VideoFrames
 from cleanup.episode import Episode
 from cleanup.errors import ArtifactError
@@ -106,6 +107,6 @@ def _write(path: Path, image: NDArray[np.uint8], quality: int) -> None:
     if not done:
         raise ArtifactError(f"{path}: the picture cannot be encoded")
     try:
-        path.write_bytes(data.tobytes())
+        replace_file(path, data.tobytes())
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be written ({error.strerror})") from error

@@ -12,6 +12,7 @@ import orjson
 
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.file_writing import write_synced
+from cleanup.errors import ArtifactError, first_line
 
 
 @functools.cache
@@ -54,5 +55,10 @@ def read_finished(paths: EpisodePaths, fingerprint: str) -> dict[str, Any] | Non
     """The report of the last finished run if it depended on just this, else None."""
     if not paths.finished.exists():
         return None
-    record = orjson.loads(paths.finished.read_bytes())
-    return record["report"] if record["fingerprint"] == fingerprint else None
+    try:
+        record = orjson.loads(paths.finished.read_bytes())
+        return dict(record["report"]) if record["fingerprint"] == fingerprint else None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{paths.finished}: not a record of a finished run ({first_line(error)}); delete it, to run again"
+        ) from error

@@ -233,6 +233,8 @@ def _load(path: Path) -> dict[str, Any] | None:
         return dict(orjson.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
+    except (OSError, TypeError, ValueError) as error:
+        raise JobError(f"{path}: not a record of a job ({error}); remove its folder") from error
 
 
 def _format(moment: datetime) -> str:

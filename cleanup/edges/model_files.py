@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import io
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cleanup.algorithms.face_alignment import CROP_SIZE
 from cleanup.errors import ModelError, first_line
@@ -68,10 +70,15 @@ def find_model_files(directory: Path) -> ModelFiles:
     """Tells detector and recogniser apart by their graphs, as InsightFace does.
 
     Raises:
-        ModelError: The folder holds no recogniser, or more than one of a kind, or a broken file.
+        ModelError: The folder holds no recogniser, or more than one of a kind, or a broken file, or one that leads out
+            of the folder: a link, or a model that names files elsewhere.
     """
     detectors, recognisers = [], []
     for path in sorted(directory.glob(f"*{MODEL_SUFFIX}")):
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise ModelError(
+                f"{path}: a link to {path.resolve()}, outside the model folder; give --models the folder it lies in"
+            )
         kind = _kind_of_model(path)
         if kind == "detector":
             detectors.append(path)
@@ -92,13 +99,7 @@ def find_model_files(directory: Path) -> ModelFiles:
 
 
 def _kind_of_model(path: Path) -> str | None:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        graph = onnx.load(str(path), load_external_data=False).graph
-    except (DecodeError, OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a readable ONNX file ({first_line(error)})") from error
+    graph = _load_graph(path)
     if not graph.input:
         raise ModelError(f"{path}: not a readable ONNX file (it has no input)")
     if len(graph.output) >= _MIN_DETECTOR_OUTPUTS:
@@ -107,6 +108,38 @@ def _kind_of_model(path: Path) -> str | None:
     n_pixels = shape[2] if len(shape) == 4 and shape[2] == shape[3] else 0
     is_recogniser = len(graph.input) == 1 and n_pixels >= CROP_SIZE and n_pixels % 16 == 0 and n_pixels != 192
     return "recogniser" if is_recogniser else None
+
+
+def _load_graph(path: Path) -> Any:
+    """The graph of a model, without the data it keeps in other files; those have to lie beside it."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except (DecodeError, OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a readable ONNX file ({first_line(error)})") from error
+    folder = path.parent.resolve()
+    for tensor in _tensors_of(graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+            if not location or not (folder / location).resolve().is_relative_to(folder):
+                raise ModelError(f"{path}: keeps data in {location!r}, which is not beside it; refused")
+            if not (folder / location).is_file():
+                raise ModelError(f"{path}: keeps data in {location}, which is missing; put it beside the model")
+    return graph
+
+
+def _tensors_of(graph: Any) -> Iterator[Any]:
+    """All tensors of a graph and of the graphs inside its nodes."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors_of(inner)
 
 
 def sha256_of_file(path: Path) -> str:

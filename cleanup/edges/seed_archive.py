@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,22 @@ import orjson
 from cleanup.edges.artifact_checks import NORM_TOLERANCE
 from cleanup.edges.data_root import DataRoot
 from cleanup.edges.file_writing import write_synced
+from cleanup.edges.pictures import find_fault
 from cleanup.edges.postgres_facebank import PostgresFacebank, Seed
 from cleanup.edges.seed_images import check_image_name, read_image, write_image
 from cleanup.errors import CleanupError, FacebankError, first_line
+from cleanup.input_limits import (
+    MAX_ARCHIVE_BYTES,
+    MAX_ARCHIVE_GROWTH,
+    MAX_ARCHIVE_MEMBERS,
+    MAX_PICTURE_BYTES,
+    MIB,
+)
 from cleanup.names import check_person_id, check_show
 
 _MANIFEST, _VERSION = "manifest.json", 1
 _IMAGE_FIELDS = ("embed_path", "display_path", "original_path")
-# More than any seed photo; a member or an archive that claims more is refused before it is unpacked.
-_MAX_IMAGE_BYTES, _MAX_MANIFEST_BYTES, _MAX_MEMBERS = 64 << 20, 1 << 30, 1_000_000
+_MAX_MANIFEST_BYTES = 1 << 30
 
 
 def export_seeds(root: DataRoot, facebank: PostgresFacebank, show: str | None, target: Path) -> tuple[int, int]:
@@ -127,20 +135,21 @@ def _read_archive(source: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     images: dict[str, bytes] = {}
     manifest: dict[str, Any] | None = None
     try:
+        _check_members(source)
         with tarfile.open(source, "r:gz") as archive:
-            for n_members, member in enumerate(archive, start=1):
-                limit = _MAX_MANIFEST_BYTES if member.name == _MANIFEST else _MAX_IMAGE_BYTES
-                if not member.isfile() or member.size > limit or n_members > _MAX_MEMBERS:
-                    raise FacebankError(f"{source}: {member.name!r} is no plain file of a sensible size; refused")
+            for member in archive:
                 stream = archive.extractfile(member)
                 content = stream.read() if stream is not None else b""
                 if member.name == _MANIFEST:
                     manifest = orjson.loads(content)
                 else:
+                    fault = find_fault(content)
+                    if fault:
+                        raise FacebankError(f"{source}: {member.name!r} is no picture to take: {fault}; refused")
                     images[check_image_name(member.name)] = content
     except FileNotFoundError:
         raise FacebankError(f"{source}: no such file") from None
-    except (tarfile.TarError, OSError, EOFError, orjson.JSONDecodeError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
         raise FacebankError(f"{source}: not an archive of seeds, or damaged ({first_line(error)})") from error
     if not isinstance(manifest, dict) or manifest.get("version") != _VERSION or not isinstance(manifest["seeds"], list):
         raise FacebankError(
@@ -150,3 +159,26 @@ def _read_archive(source: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     if digests != manifest.get("images"):
         raise FacebankError(f"{source}: its pictures are not those its manifest lists; the archive is damaged")
     return manifest, images
+
+
+def _check_members(source: Path) -> None:
+    """Looks at the headers alone, before anything is unpacked.
+
+    Raises:
+        FacebankError: A member is no plain file under facebank/seeds, is there twice, or is larger than makes sense,
+            alone or with the others.
+    """
+    names: set[str] = set()
+    n_bytes = 0
+    most = min(MAX_ARCHIVE_BYTES, max(MAX_ARCHIVE_GROWTH * source.stat().st_size, MIB))
+    with tarfile.open(source, "r:gz") as archive:
+        while (member := archive.next()) is not None:
+            limit = _MAX_MANIFEST_BYTES if member.name == _MANIFEST else MAX_PICTURE_BYTES
+            n_bytes += member.size
+            if not member.isfile() or not 0 <= member.size <= limit or member.name in names:
+                raise FacebankError(f"{source}: {member.name!r} is no plain file of a sensible size; refused")
+            if n_bytes > most or len(names) >= MAX_ARCHIVE_MEMBERS:
+                raise FacebankError(f"{source}: unpacks to far more than an archive of seeds does; refused")
+            if member.name != _MANIFEST:
+                check_image_name(member.name)
+            names.add(member.name)

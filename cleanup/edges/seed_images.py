@@ -15,6 +15,7 @@ from cleanup.algorithms.face_alignment import CROP_SIZE
 from cleanup.edges.artifact_checks import NORM_TOLERANCE
 from cleanup.edges.data_root import DataRoot
 from cleanup.edges.file_writing import write_synced
+from cleanup.edges.pictures import decode_picture, find_fault
 from cleanup.edges.postgres_facebank import Seed, StoredSeed
 from cleanup.edges.seed_photos import SeedImages
 from cleanup.errors import FacebankError
@@ -76,13 +77,13 @@ def read_crop(root: DataRoot, seed: Seed) -> NDArray[np.uint8]:
     if seed.embed_path is None:
         raise FacebankError(f"{what} was enrolled without pictures; cleanup facebank backfill DIR makes up for it")
     content = read_image(root, seed.embed_path)
-    image = None if not content else cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    image = None if not content or find_fault(content) else decode_picture(content)
     if image is None or image.shape != (CROP_SIZE, CROP_SIZE, 3):
         raise FacebankError(
             f"{what}: {root.name}/{seed.embed_path} is gone or no {CROP_SIZE}x{CROP_SIZE} picture; "
             "run cleanup facebank backfill DIR"
         )
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+    return image
 
 
 def find_problems(root: DataRoot, entries: Sequence[StoredSeed]) -> list[str]:

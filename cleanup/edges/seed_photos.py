@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cleanup.algorithms.face_alignment import CROP_SIZE, estimate_pose, estimate_similarity
 from cleanup.algorithms.face_quality import score_face
 from cleanup.edges.onnx_models import DetectedFace, FaceModels
+from cleanup.edges.pictures import decode_picture, read_picture
 from cleanup.edges.postgres_facebank import Seed
 from cleanup.errors import FacebankError, ModelError
 from cleanup.names import PersonId, check_person_id
@@ -96,13 +97,11 @@ def embed_photos(photos: list[tuple[PersonId, Path]], models: FaceModels, rules:
     if models.detector is None and not rules.is_aligned:
         raise ModelError("the model folder has no face detector; enrolment needs one, or aligned crops with --aligned")
     for person_id, path in photos:
-        content = path.read_bytes()
-        # IMREAD_COLOR turns the picture upright by its EXIF orientation.
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
-        if image is None:
-            yield PhotoOutcome(path, person_id, None, "not a readable picture")
+        content, fault = read_picture(path)
+        rgb = None if fault else decode_picture(content)
+        if rgb is None:
+            yield PhotoOutcome(path, person_id, None, fault or "not a readable picture")
             continue
-        rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         crop, face, problem = _aligned_crop(rgb, models, rules)
         if crop is None:
             yield PhotoOutcome(path, person_id, None, problem)

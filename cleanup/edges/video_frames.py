@@ -20,9 +20,15 @@ import av
 import av.error
 
 from cleanup.edges.frame_pixels import DecodedFrame
-from cleanup.errors import DamagedVideoError, VideoError
+from cleanup.errors import DamagedVideoError, VideoError, first_line
+from cleanup.input_limits import MAX_STREAMS, MAX_VIDEO_FRAMES, MAX_VIDEO_SIDE
 from cleanup.interfaces import VideoInfo
 
+# Files and nothing else, in formats that hold their pictures themselves: a playlist could name other files and hosts.
+_OPEN_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,mxf,ogg,h264,hevc,ivf",
+}
 # FFmpeg advises against more threads for one stream.
 _MAX_THREADS = 16
 
@@ -50,19 +56,34 @@ class VideoFrames:
         if not self.path.is_file():
             raise VideoError(f"{self.path}: no such video; give it with --video")
         try:
-            self._container = av.open(str(self.path))
-        except (av.error.FFmpegError, OSError) as error:
-            raise VideoError(f"{self.path}: not a readable video ({error})") from error
-        if not self._container.streams.video:
+            self._container = av.open(f"file:{self.path}", options=_OPEN_OPTIONS)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise VideoError(f"{self.path}: not a readable video ({first_line(error)})") from error
+        try:
+            self._stream = self._choose_stream()
+        except VideoError:
             self._container.close()
-            raise VideoError(f"{self.path}: the file has no video stream")
-        self._stream = self._container.streams.video[0]
+            raise
         # One more than cores, as FFmpeg itself chooses: a thread that waits for its reference frame leaves a core idle.
         self._stream.codec_context.thread_count = min((n_threads or os.cpu_count() or 1) + 1, _MAX_THREADS)
         self._stream.thread_type = "AUTO"
         self._index = self._read_index()
         self._frame_of_pts = {pts: i for i, pts in enumerate(self._index.pts)}
         self.n_decoded = 0
+
+    def _choose_stream(self) -> av.VideoStream:
+        """The video stream; refuses what no decoder should be started for."""
+        streams = self._container.streams
+        if not streams.video:
+            raise VideoError(f"{self.path}: the file has no video stream")
+        codec = streams.video[0].codec_context
+        if len(streams) > MAX_STREAMS:
+            raise VideoError(f"{self.path}: {len(streams)} streams, more than {MAX_STREAMS}; no episode has so many")
+        if not (0 < codec.width <= MAX_VIDEO_SIDE and 0 < codec.height <= MAX_VIDEO_SIDE):
+            raise VideoError(
+                f"{self.path}: pictures of {codec.width}x{codec.height}, more than {MAX_VIDEO_SIDE} on a side or none"
+            )
+        return streams.video[0]
 
     def _read_index(self) -> _Index:
         pts: list[int] = []
@@ -72,11 +93,16 @@ class VideoFrames:
                 if packet.pts is None or packet.size == 0 or packet.is_discard:
                     continue
                 pts.append(packet.pts)
+                if len(pts) > MAX_VIDEO_FRAMES:
+                    self._container.close()
+                    raise VideoError(f"{self.path}: more than {MAX_VIDEO_FRAMES:,} frames; no episode is so long")
                 if packet.is_keyframe:
                     key_pts.append(packet.pts)
         except av.error.FFmpegError as error:
             self._container.close()
-            raise VideoError(f"{self.path}: the video breaks off after {len(pts)} frames ({error})") from error
+            raise VideoError(
+                f"{self.path}: the video breaks off after {len(pts)} frames ({first_line(error)})"
+            ) from error
         if not pts or not key_pts:
             self._container.close()
             raise VideoError(f"{self.path}: the video holds no frames")

@@ -89,7 +89,7 @@ def draw_episode(folder: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     models, seeds = folder / "models", folder / "seed_photos"
     models.mkdir()
-    _write_embedder(models / f"{MODEL_NAME}.onnx", rng)
+    write_embedder(models / f"{MODEL_NAME}.onnx", rng)
     recogniser = FaceRecogniser(models / f"{MODEL_NAME}.onnx", "cpu")
     cast = _choose_cast(recogniser, rng)
     faces = _render_video(folder / "videos" / EP_ID / "episode.mp4", cast, rng)
@@ -157,7 +157,7 @@ def _pooled(crops: NDArray[np.uint8]) -> NDArray[np.float64]:
     return x.reshape(n, c, h // _POOL, _POOL, w // _POOL, _POOL).mean(axis=(3, 5)).reshape(n, -1)
 
 
-def _write_embedder(path: Path, rng: np.random.Generator) -> None:
+def write_embedder(path: Path, rng: np.random.Generator) -> None:
     """Linear discriminant analysis of drawn people on pooled colours, written as an ONNX graph.
 
     Directions in which people differ are kept, scaled down by how much drawings of one person differ in them.

@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzing of whatever reads input; needs ``uv run --group fuzz``."""
