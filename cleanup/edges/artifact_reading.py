@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.bounded_map import map_ahead
 from cleanup.edges.embedding_text import ParsedVectors, open_record, parse_vectors
 from cleanup.edges.face_columns import ROW_TOLERANCE, read_plain_faces
-from cleanup.episode import DOCUMENTED, Episode
+from cleanup.episode import DOCUMENTED, EMITTED, Episode
 from cleanup.errors import ArtifactError, first_line, one_line
 from cleanup.input_limits import MAX_DEPTH, MAX_DOCUMENT_BYTES, MAX_LINE_BYTES, MIB
 from cleanup.names import EpId
@@ -80,7 +80,7 @@ class _Reader:
         faces = self._read_faces(dialect_name, {row["track_id"] for row in tracks}, fps)
         document, identities = self._read_identities(dialect_name)
         detections = self._read_detections() if dialect_name == DOCUMENTED and self.paths.detections.exists() else None
-        metrics = self._read_metrics()
+        metrics = self._read_metrics(dialect_name)
         if dialect_name is None or not tracks or faces is None:
             return None
         self._check_references(tracks, identities)
@@ -293,7 +293,9 @@ class _Reader:
         if not isinstance(entries, list):
             self.add(f"{path}: has no list of identities")
             return b"{}", []
-        found = DOCUMENTED if "metadata" in document else "emitted" if {"config", "stats"} & set(document) else None
+        if not self._are_objects(path, document, ("metadata", "config", "stats")):
+            return b"{}", []
+        found = DOCUMENTED if "metadata" in document else EMITTED if {"config", "stats"} & set(document) else None
         if found is not None and found != dialect_name:
             self.add(f"{path}: is written in the {found} dialect, {self.paths.tracks.name} in the {dialect_name} one")
             return b"{}", []
@@ -319,11 +321,28 @@ class _Reader:
                 rows.append(row)
         return rows
 
-    def _read_metrics(self) -> bytes | None:
-        if not self.paths.track_metrics.exists():
+    def _read_metrics(self, dialect_name: str | None) -> bytes | None:
+        path = self.paths.track_metrics
+        loaded = self._read_json(path) if path.exists() else None
+        if loaded is None:
             return None
-        loaded = self._read_json(self.paths.track_metrics)
-        return None if loaded is None else loaded[0]
+        content, document = loaded
+        if dialect_name == EMITTED and self._are_objects(path, document, ("metrics", "cluster_metrics")):
+            metrics = document.get("metrics", {})
+            if self._are_objects(path, metrics, ("appearance_gate",)):
+                gate = metrics.get("appearance_gate", {})
+                if self._are_objects(path, gate, ("splits",)):
+                    for name, count in gate.get("splits", {}).items():
+                        if not isinstance(count, int):
+                            self.add(f"{path}: metrics.appearance_gate.splits.{name} is {count!r} instead of a count")
+        return content
+
+    def _are_objects(self, path: Path, document: Record, keys: Iterable[str]) -> bool:
+        """Whether the keys of a document that are there hold objects; what does not is noted."""
+        wrong = [key for key in keys if not isinstance(document.get(key, {}), dict)]
+        for key in wrong:
+            self.add(f"{path}: {key} is a {type(document[key]).__name__} instead of an object")
+        return not wrong
 
     def _check_references(self, tracks: list[dict[str, Any]], identities: list[dict[str, Any]]) -> None:
         known = {row["track_id"] for row in tracks}

