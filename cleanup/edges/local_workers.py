@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -67,10 +70,23 @@ class LocalEngine:
 
     def run_many(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
         # Spawned, not forked: ONNX Runtime's threads do not survive a fork.
-        with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(mp_context=context, initializer=_end_with_parent) as pool:
             return list(pool.map(function, *zip(*tasks, strict=True)))
 
     def close(self) -> None:
         if self._worker is not None:
             self._worker.close()
         self._worker = None
+
+
+def _end_with_parent() -> None:
+    """Ends this process with the one that started it, which may be killed; the pool's pipes do not tell."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

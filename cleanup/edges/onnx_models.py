@@ -20,6 +20,7 @@ from cleanup.edges.onnx_sessions import (
     BoundSession,
     check_onnxruntime_distribution,
     has_nvidia_driver,
+    inference_errors,
     open_session,
 )
 from cleanup.errors import ModelError
@@ -120,12 +121,13 @@ class FaceRecogniser:
         mean, scale = (self._model.input_mean,) * 3, 1 / self._model.input_std
         blob = np.zeros((size, 3, CROP_SIZE, CROP_SIZE), self._dtype)
         blob[: len(crops)] = cv2.dnn.blobFromImages(list(crops), scale, (CROP_SIZE, CROP_SIZE), mean)
-        if self.provider in CUDA_PROVIDERS:
-            if not hasattr(self._of_thread, "session"):
-                self._of_thread.session = BoundSession(self._session, "cuda")
-            output = self._of_thread.session.run(blob)
-        else:
-            output = self._session.run(self._model.output_names, {self._model.input_name: blob})[0]
+        with inference_errors(self.name, self.provider):
+            if self.provider in CUDA_PROVIDERS:
+                if not hasattr(self._of_thread, "session"):
+                    self._of_thread.session = BoundSession(self._session, "cuda")
+                output = self._of_thread.session.run(blob)
+            else:
+                output = self._session.run(self._model.output_names, {self._model.input_name: blob})[0]
         return np.asarray(output, np.float32).reshape(size, -1)[: len(crops)]
 
 
@@ -154,7 +156,8 @@ class FaceDetector:
 
     def detect(self, image: NDArray[np.uint8], min_confidence: float) -> list[DetectedFace]:
         """Detects the faces of one RGB image of shape (height, width, 3), most confident first."""
-        boxes, landmarks = self._model.detect(np.ascontiguousarray(image[..., ::-1]), det_thresh=min_confidence)
+        with inference_errors(self.name, self.provider):
+            boxes, landmarks = self._model.detect(np.ascontiguousarray(image[..., ::-1]), det_thresh=min_confidence)
         if landmarks is None:
             raise ModelError(f"{self.name}: this detector gives no landmarks; use one with five keypoints (kps)")
         return [DetectedFace(b[:4], k, float(b[4])) for b, k in zip(boxes, landmarks, strict=True)]

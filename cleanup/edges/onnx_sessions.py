@@ -11,6 +11,7 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,25 @@ def open_session(path: Path, device: str, n_threads: int) -> Any:
             "libraries (cleanup doctor), or use --device cpu"
         )
     return session
+
+
+@contextlib.contextmanager
+def inference_errors(name: str, provider: str) -> Iterator[None]:
+    """Turns what ONNX Runtime raises while a model runs into a ModelError that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        text = str(error).lower()
+        is_memory = any(sign in text for sign in ("allocate memory", "out of memory", "alloc_failed", "bad allocation"))
+        advice = (
+            "its memory is full: run fewer actors per GPU (--gpus-per-actor 1), stop what else uses it, or take "
+            "--device cpu"
+            if is_memory
+            else "cleanup doctor checks models and devices"
+        )
+        raise ModelError(f"{name}: {provider} failed ({first_line(error)}); {advice}") from error
 
 
 class BoundSession:

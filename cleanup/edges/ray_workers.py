@@ -294,7 +294,7 @@ def _own_error(error: ray.exceptions.RayTaskError) -> CleanupError:
 def _reason_of_loss(error: ray.exceptions.RayError) -> str:
     """Why Ray says an actor was lost, in one line."""
     if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return "killed because its node was out of memory"
+        return "killed as its node was out of memory; reserve more (--memory-per-actor) or take fewer (--max-actors)"
     text = str(error)
     if getattr(error, "preempted", False):
         return "its node was preempted"

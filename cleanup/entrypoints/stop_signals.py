@@ -38,9 +38,9 @@ class Stop:
         self.is_requested = False
 
     def __call__(self, _signum: int, _frame: object) -> None:
-        """The signal handler."""
-        self.is_requested = True
-        if not _State.n_held:
+        """The signal handler. It raises once: what comes of it must not be interrupted in its turn."""
+        is_first, self.is_requested = not self.is_requested, True
+        if is_first and not _State.n_held:
             raise KeyboardInterrupt
 
 
@@ -52,7 +52,8 @@ def stop_on_signals() -> Iterator[Stop]:
     numbers = [n for n in STOP_SIGNALS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    threading.Thread(target=_end_at_second, args=(reading, set(numbers)), name="signals", daemon=True).start()
+    watcher = threading.Thread(target=_end_at_second, args=(reading, set(numbers)), name="signals", daemon=True)
+    watcher.start()
     previous = {number: signal.signal(number, stop) for number in numbers}
     previous_fd = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     try:
@@ -61,7 +62,8 @@ def stop_on_signals() -> Iterator[Stop]:
         signal.set_wakeup_fd(previous_fd)
         for number, handler in previous.items():
             signal.signal(number, handler)
-        os.close(writing)  # and with it the thread
+        os.close(writing)
+        watcher.join()
 
 
 def _end_at_second(reading: int, numbers: set[int]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from cleanup.edges.embedded_postgres import open_embedded_facebank
@@ -137,13 +139,45 @@ def test_a_killed_command_does_not_keep_the_server_running(tmp_path: Path) -> No
         "import os, sys\nfrom pathlib import Path\nfrom cleanup.edges.embedded_postgres import open_embedded_facebank\n"
         "with open_embedded_facebank(Path(sys.argv[1])):\n    os.kill(os.getpid(), 9)\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
-    assert (folder / "postmaster.pid").exists(), "the server outlives the killed process"
+    assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False).returncode == -9
 
+    deadline = time.monotonic() + 20
+    while list_processes(folder):
+        assert time.monotonic() < deadline, "somebody stops it soon"
+        time.sleep(0.05)
     with open_embedded_facebank(folder) as opened:
         assert opened.list_people() == []
 
+
+def list_processes(folder: Path) -> list[list[str]]:
+    """Processes that work in a folder: the server, and who watches over it."""
+    commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return [command for command in commands if str(folder) in command]
+
+
+def test_a_server_is_stopped_by_its_last_user_only(tmp_path: Path) -> None:
+    folder = tmp_path / "facebank" / "postgres"
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom cleanup.edges.embedded_postgres import open_embedded_facebank\n"
+        "with open_embedded_facebank(Path(sys.argv[1])):\n    os.kill(os.getpid(), 9)\n"
+    )
+    with open_embedded_facebank(folder) as opened:
+        subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
+        time.sleep(1.0)
+        assert opened.list_people() == []
+
     assert not (folder / "postmaster.pid").exists()
+
+
+def test_a_cluster_that_was_cut_off_while_it_was_made_is_made_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "facebank" / "postgres"
+    folder.mkdir(parents=True)
+    (folder / "PG_VERSION").write_text("18\n")
+    (folder.parent / "postgres.unfinished").touch()
+
+    with open_embedded_facebank(folder) as opened:
+        assert opened.list_people() == []
+    assert not (folder.parent / "postgres.unfinished").exists()
 
 
 def test_the_two_nearest_seeds_of_each_person_are_found(facebank: PostgresFacebank) -> None:

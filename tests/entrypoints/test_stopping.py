@@ -1,0 +1,89 @@
+"""A stop at any time: at once, but never between the files of a commit, and with a last word."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.builders import EMITTED_EP, artifacts_of, write_episode
+
+STOPPED_IN_THE_COMMIT = """
+import os, signal, sys
+from cleanup.edges import write_back
+from cleanup.entrypoints import cli
+apply = write_back._apply
+def interrupted(*arguments):
+    os.kill(os.getpid(), signal.SIGINT)
+    apply(*arguments)
+write_back._apply = interrupted
+sys.argv = ["cleanup", "run", "--ep-id", sys.argv[2], "--out-root", sys.argv[1], "--actions", "split_tracks,recluster",
+            "--write-back", "-q"]
+cli.main()
+"""
+
+HANGING = """
+import sys, time
+from pathlib import Path
+import numpy as np
+import typer
+from cleanup.entrypoints.shell import one_line_errors
+from cleanup.entrypoints.stop_signals import last_words
+matrix = np.random.default_rng(0).normal(size=(6000, 6000))
+try:
+    with one_line_errors(), last_words(lambda: Path(sys.argv[1]).write_text("last words")):
+        print("hanging", flush=True)
+        np.linalg.svd(matrix)  # minutes in native code, where no handler of ours runs
+except typer.Exit as end:
+    sys.exit(end.exit_code)
+"""
+
+
+def test_a_stop_within_the_commit_comes_too_late_and_says_so(tmp_path: Path) -> None:
+    ep_id = write_episode(tmp_path, "emitted", (("a", "b"), ("b",)))
+    before = artifacts_of(tmp_path, ep_id)
+
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_IN_THE_COMMIT, tmp_path, EMITTED_EP], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "cleanup: the stop came too late, when the run was being written; it is complete\n"
+    assert artifacts_of(tmp_path, ep_id) != before
+    progress = json.loads((tmp_path / "manifests" / ep_id / "cleanup_progress.json").read_text())
+    assert progress["phase"] == "done" and progress["summary"]["tracks_after"] == 3
+    assert (tmp_path / "manifests" / ep_id / "cleanup_report.json").exists()
+
+
+def test_a_second_stop_ends_a_process_that_hangs_in_native_code(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    with subprocess.Popen([sys.executable, "-c", HANGING, said], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "hanging\n"
+        process.send_signal(signal.SIGINT)
+        time.sleep(1.0)
+        assert process.poll() is None, "one stop waits for the next safe point"
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+
+    assert time.monotonic() - started < 10
+    assert said.read_text() == "last words"
+
+
+def test_one_key_press_that_arrives_twice_is_one_stop(tmp_path: Path) -> None:
+    code = HANGING.replace("np.linalg.svd(matrix)", "time.sleep(60)")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "said"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "hanging\n"
+        os.kill(process.pid, signal.SIGTERM)
+        os.kill(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+
+    assert process.returncode == 130
+    assert "Traceback" not in stderr and "cleanup: interrupted; no file is half written" in stderr
+    assert not (tmp_path / "said").exists()
