@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cleanup.errors import SettingsError
-from cleanup.input_limits import MAX_CONFIG_BYTES
+from cleanup.input_limits import MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH
 from cleanup.settings import (
     DEFAULT_PROFILE,
     PROFILE_VARIABLE,
@@ -111,12 +111,14 @@ def _load_yaml(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise SettingsError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, which no configuration is")
         text = path.read_text(encoding="utf-8")
+        depth = 0
         for event in yaml.parse(text, Loader=loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_CONFIG_DEPTH:
+                raise SettingsError(f"{path}: nested deeper than {MAX_CONFIG_DEPTH} levels")
             if isinstance(event, yaml.AliasEvent):  # a few of them can stand for billions of values
                 raise SettingsError(f"{path}: holds an alias, *{event.anchor}; write out what it stands for")
         loaded = yaml.load(text, Loader=loader)  # noqa: S506 -- a safe loader, in C
-    except RecursionError as error:
-        raise SettingsError(f"{path}: nested too deep") from error
     except FileNotFoundError as error:
         raise SettingsError(f"{path}: missing; put it back or point --config-dir elsewhere") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -39,6 +39,22 @@ def test_spot_workers_have_an_on_demand_fall_back(cluster: dict[str, Any]) -> No
     assert sorted(kinds, key=str) == [None, "spot"]
 
 
+def test_no_node_may_do_more_than_its_work_needs(cluster: dict[str, Any]) -> None:
+    """Ray gives the head a role that may do anything with EC2 and S3, and opens SSH to the world, unless told otherwise."""
+    configs = [kind["node_config"] for kind in cluster["available_node_types"].values()]
+
+    assert {config["IamInstanceProfile"]["Arn"].rsplit("/")[-1] for config in configs} == {
+        "episode-cleanup-head", "episode-cleanup-worker",
+    }  # fmt: skip
+    assert all(config["MetadataOptions"]["HttpTokens"] == "required" for config in configs)
+    assert all(d["Ebs"]["Encrypted"] for config in configs for d in config["BlockDeviceMappings"])
+    assert cluster["provider"]["use_internal_ips"] is True
+    (rule,) = cluster["provider"]["security_group"]["IpPermissions"]
+    assert (rule["FromPort"], rule["ToPort"]) == (22, 22)
+    assert all(not r["CidrIp"].startswith("0.0.0.0") for r in rule["IpRanges"])
+    assert "--dashboard-host=127.0.0.1" in cluster["head_start_ray_commands"][-1]
+
+
 def test_the_set_up_installs_the_locked_project(cluster: dict[str, Any]) -> None:
     assert any("uv sync --locked" in command for command in cluster["setup_commands"])
     assert cluster["available_node_types"]["head"]["resources"]["CPU"] == 0

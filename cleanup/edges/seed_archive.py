@@ -143,9 +143,6 @@ def _read_archive(source: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
                 if member.name == _MANIFEST:
                     manifest = orjson.loads(content)
                 else:
-                    fault = find_fault(content)
-                    if fault:
-                        raise FacebankError(f"{source}: {member.name!r} is no picture to take: {fault}; refused")
                     images[check_image_name(member.name)] = content
     except FileNotFoundError:
         raise FacebankError(f"{source}: no such file") from None
@@ -162,6 +159,10 @@ def _read_archive(source: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in images.items()}
     if digests != manifest.get("images"):
         raise FacebankError(f"{source}: its pictures are not those its manifest lists; the archive is damaged")
+    for name, content in images.items():
+        fault = find_fault(content)
+        if fault:
+            raise FacebankError(f"{source}: {name!r} is no picture to take: {fault}; refused")
     return manifest, images
 
 
