@@ -160,13 +160,13 @@ def run(
         report.actions.append(name)
         report.warnings += outcome.get("warnings", [])
         counter(1, 1)
+    problems = check_conservation(original, episode, is_reclustered="recluster" in actions)
+    if problems:
+        raise InvariantError(f"{episode.ep_id}: internal error, nothing was written ({problems[0]})", problems)
     with report.timings.measure("measure"):
         episode = refresh_identity_figures(episode, context.settings.pooling, context.settings.recluster)
         report.after = measure_episode(episode, context.settings.split_tracks)
     report.warnings += find_warnings(report.after, context.settings.recluster)
-    problems = check_conservation(original, episode, is_reclustered="recluster" in actions)
-    if problems:
-        raise InvariantError(f"{episode.ep_id}: internal error, nothing was written ({problems[0]})", problems)
     return episode
 
 
