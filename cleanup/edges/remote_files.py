@@ -109,8 +109,9 @@ class NodeCache:
             link = folder / Path(name).name
             draft = folder / f".{link.name}.{os.getpid()}"
             draft.unlink(missing_ok=True)
-            draft.symlink_to(copy)
+            os.link(copy, draft)  # no symbolic link: a model folder must not lead out of itself
             draft.replace(link)
+            draft.unlink(missing_ok=True)  # where the link was that very file, replacing it did nothing
         return folder
 
     def _fetch(self, filesystem: Any, path: str, url: str, info: dict[str, Any]) -> Path:
@@ -135,13 +136,18 @@ class NodeCache:
         for path in self._root.glob("files/*/*"):
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 if path.name != "lock" and not path.name.startswith("."):  # nor what is still on its way
-                    found.append((path.stat().st_atime, path.stat().st_size, path))
-        total = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
+                    status = path.stat()
+                    found.append((status.st_atime, status.st_size, status.st_ino, path))
+        total = sum(size for _, size, _, _ in found)
+        for _, size, inode, path in sorted(found):
             if total <= self.max_bytes:
                 return
             if path != kept:
                 path.unlink(missing_ok=True)
+                for link in self._root.glob("folders/*/*"):
+                    with contextlib.suppress(FileNotFoundError):
+                        if link.stat().st_ino == inode:
+                            link.unlink()
                 total -= size
 
 

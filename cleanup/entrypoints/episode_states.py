@@ -74,15 +74,16 @@ def compare_runs(
         run_a = backups[-1].run_id
     first = store.read(run_a)
     states = (first.before, first.after) if run_b is None else (first.after, store.read(run_b).after)
-    before, after = (read_state(root, ep_id, state) for state in states)
+    # Part of a state may be the files there are, which must not be replaced meanwhile.
+    before, after = root.read_settled(ep_id, lambda _: [read_state(root, ep_id, state) for state in states])
     return {"ep_id": ep_id, "runs": [run_a] if run_b is None else [run_a, run_b],
             **compare_states(before, after, gate)}  # fmt: skip
 
 
 def preview_restore(root: DataRoot, ep_id: EpId, run_id: RunId, gate: SplitTracksSettings) -> dict[str, Any]:
     """What putting the episode back to before a run would change now."""
-    now = root.read_settled(ep_id, read_episode)
-    then = read_state(root, ep_id, root.backups(ep_id).read(run_id).before)
+    state = root.backups(ep_id).read(run_id).before
+    now, then = root.read_settled(ep_id, lambda paths: (read_episode(paths), read_state(root, ep_id, state)))
     return {"ep_id": ep_id, "runs": [run_id], **compare_states(now, then, gate)}
 
 

@@ -304,3 +304,31 @@ def test_people_behind_a_url_need_a_server(s3: Any, drawn: Path) -> None:
 
     assert "--facebank-dsn" in listed.stderr
     assert any("there is no Facebank under s3://season/root" in w for w in report["warnings"])
+
+
+def test_an_episode_on_s3_goes_back_and_forth(
+    s3: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(s3, drawn)
+    old = artifacts_of(drawn, EP)
+    run_remote("--write-back", "-q")
+    new = artifacts_of(download(s3, tmp_path / "new"), EP)
+    monkeypatch.setenv("CLEANUP_CACHE_DIR", str(tmp_path / "other-host"))
+    where = ("--out-root", ROOT_URL)
+
+    (first,) = json.loads(cleanup("backups", "list", EP, *where, "--json").stdout)
+    changes = json.loads(cleanup("diff", EP, *where, "--json").stdout)
+    cleanup("backups", "restore", EP, first["run_id"], *where)
+    back = download(s3, tmp_path / "back")
+    second = json.loads(cleanup("backups", "list", EP, *where, "--json").stdout)[1]
+    cleanup("backups", "restore", EP, second["run_id"], *where)
+    forth = download(s3, tmp_path / "forth")
+    pruned = cleanup("backups", "prune", EP, *where, "--drop-first", "--keep-backups", "1").stdout
+
+    assert changes["tracks"]["after"] > changes["tracks"]["before"]
+    assert artifacts_of(back, EP) == old and not (back / "manifests" / EP / "cleanup_report.json").exists()
+    assert artifacts_of(forth, EP) == new and second["made_by"] == f"restore {first['run_id']}"
+    assert "2 backups removed" in pruned
+    left = {Path(name).name for name in s3.find(f"season/root/backups/{EP}")}
+    last = json.loads(cleanup("backups", "list", EP, *where, "--json").stdout)[0]
+    assert f"{last['run_id']}.json" in left and len(left) < 12
