@@ -7,7 +7,8 @@ CleanupError
 │   └── DamagedVideoError  a stretch of it cannot be decoded
 ├── ModelError       a model is missing, broken, of the wrong kind, or not on the device asked for
 ├── FacebankError    PostgreSQL does not answer, or what it holds does not fit the model
-├── StorageError     remote storage does not answer or refuses
+├── StorageError     storage does not answer or refuses
+│   └── CommittedError     and the new files are committed, but not all in place yet
 ├── EngineError      Ray or a worker failed
 ├── InvariantError   a result breaks an invariant: our bug, found before anything was written
 ├── JobError         there is no such job of the API, or it cannot do what is asked
@@ -61,9 +62,13 @@ class FacebankError(CleanupError):
 
 
 class StorageError(CleanupError):
-    """Remote storage does not answer, refuses, or lacks its client library. Trying again may help."""
+    """Storage does not answer, refuses, or lacks its client library. Trying again may help."""
 
     exit_code = 1
+
+
+class CommittedError(StorageError):
+    """Storage failed after the commit point: the new files are committed, and the next command puts them into place."""
 
 
 class BusyError(CleanupError):

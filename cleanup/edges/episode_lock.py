@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from cleanup.edges.artifact_files import EpisodePaths
+from cleanup.edges.backups import BackupStore
 from cleanup.edges.file_writing import make_folder
 from cleanup.edges.lease import FileLease, Lease
 from cleanup.edges.progress_file import end_abandoned
-from cleanup.edges.write_back import MADE_BY_RUN, recover
+from cleanup.edges.write_back import recover
 from cleanup.errors import BusyError
 from cleanup.names import RunId
 
@@ -47,7 +48,7 @@ def hold_episode(paths: EpisodePaths, patience_s: float = 0.0) -> Iterator[Lease
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except BlockingIOError:
                 if time.monotonic() > deadline:
                     lock.seek(0)
                     holder = lock.read().decode(errors="replace").strip() or "another process"
@@ -72,7 +73,7 @@ def hold_episode(paths: EpisodePaths, patience_s: float = 0.0) -> Iterator[Lease
 
 
 def _tidy_up(paths: EpisodePaths) -> None:
-    is_finished = recover(paths) == MADE_BY_RUN
+    recover(paths)
     runs = sorted(paths.runs.glob(f"[0-9]*/{paths.progress.name}"))
     for path in (*runs[-1:], paths.progress):
-        end_abandoned(path, paths.report if is_finished and path == paths.progress else None)
+        end_abandoned(path, lambda run_id: BackupStore(paths).record_path(run_id).exists(), paths.report)

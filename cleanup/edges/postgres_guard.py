@@ -30,7 +30,7 @@ def main(folder: str, lock: str) -> None:
     while time.monotonic() < deadline:
         with Path(lock).open("a") as held:
             fcntl.lockf(held, fcntl.LOCK_EX)  # whoever starts or stops such a server holds it
-            if any(psutil.pid_exists(user) for user in _read_users(folder)):
+            if any(is_alive(user) for user in _read_users(folder)):
                 return
             left = [p for p in psutil.process_iter(["cmdline"]) if p.pid != me and folder in (p.info["cmdline"] or ())]
             if not left:
@@ -43,6 +43,16 @@ def main(folder: str, lock: str) -> None:
                 except psutil.NoSuchProcess:
                     continue
         time.sleep(_GLANCE_S)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process works; one that was killed is there until its parent has asked for it."""
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _read_users(folder: str) -> list[int]:

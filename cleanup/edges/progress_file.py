@@ -13,7 +13,8 @@ import orjson
 
 from cleanup.edges.file_writing import replace_file
 from cleanup.edges.remote_root import RemoteRoot
-from cleanup.errors import StorageError
+from cleanup.errors import ArtifactError, StorageError
+from cleanup.names import RunId, check_run_id
 from cleanup.progress import PhaseProgress
 
 _log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class ProgressFile:
     Args:
         path: The file; its folder is made.
         ep_id: Episode the run works on.
+        run_id: The run.
         remote: Data root behind a URL that the file is stored in as well, less often; or None.
         on_record: Given every record that is written, or None.
     """
@@ -36,10 +38,12 @@ class ProgressFile:
         self,
         path: Path,
         ep_id: str,
+        run_id: RunId,
         remote: RemoteRoot | None = None,
         on_record: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
-        self.path, self._ep_id, self._on_record = path, ep_id, on_record
+        self.path, self._on_record = path, on_record
+        self._head = {"stage": "episode_cleanup", "ep_id": ep_id, "run_id": run_id}
         self._mirror = RemoteCopy(path, remote)
         self._started = time.monotonic()
         self._last_write = -_MIN_INTERVAL_S
@@ -56,8 +60,7 @@ class ProgressFile:
         fraction = event.fraction if is_new else max(event.fraction, float(self._record["phase_progress"]))
         spent = now - self._phase_started
         self._record = {
-            "stage": "episode_cleanup",
-            "ep_id": self._ep_id,
+            **self._head,
             "phase": event.phase,
             "phase_index": event.phase_index,
             "phase_total": event.phase_total,
@@ -82,8 +85,7 @@ class ProgressFile:
         total = self._record.get("phase_total", 0)
         progress = 1.0 if phase == "done" else self._record.get("phase_progress", 0.0)
         self._record.update(
-            stage="episode_cleanup",
-            ep_id=self._ep_id,
+            **self._head,
             phase=phase,
             phase_index=total if phase == "done" else self._record.get("phase_index", 0),
             phase_total=total,
@@ -129,25 +131,32 @@ class RemoteCopy:
                 _log.warning("%s", error)
 
 
-def end_abandoned(path: Path, report: Path | None) -> None:
+def end_abandoned(path: Path, has_committed: Callable[[RunId], bool], report: Path) -> bool:
     """Ends a progress file whose run is gone without a word.
 
     Args:
         path: The file; if it is not there, or not one, it is left alone.
-        report: The report of the run if its write-back was finished after it, else None: it changed nothing.
+        has_committed: Whether a run has replaced the episode's files.
+        report: The report that such a run has left.
+
+    Returns:
+        Whether the file was changed.
     """
     try:
         record = dict(orjson.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return
-    if report is not None:
-        message = "the run was cut off after its commit; the files have been put into place"
-        record.update(phase="done", phase_index=record.get("phase_total", 0), phase_progress=1.0)
-        record.update(message=message, eta_seconds=0.0, summary=orjson.loads(report.read_bytes()))
+        run_id = check_run_id(str(record["run_id"]))
+    except (OSError, ValueError, TypeError, KeyError, ArtifactError):
+        return False
+    is_done = has_committed(run_id)
+    if record.get("phase") == "done" or (record.get("phase") in _ENDS and not is_done):
+        return False
+    if is_done:
+        message = "the run was cut off after its commit; its files are in place"
+        record.update(phase="done", phase_index=record.get("phase_total", 0), phase_progress=1.0, eta_seconds=0.0)
+        record.update(message=message, summary=orjson.loads(report.read_bytes()))
         record.pop("error", None)
-    elif record.get("phase") not in _ENDS:
+    else:
         error = "the run ended without a word (killed, or its machine went down); the files are as they were"
         record.update(phase="failed", message=error, eta_seconds=None, error=error)
-    else:
-        return
     replace_file(path, orjson.dumps(record, option=orjson.OPT_INDENT_2))
+    return True

@@ -20,7 +20,7 @@ import orjson
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.lease import LEASE_S, Lease
 from cleanup.edges.remote_files import open_filesystem, storage_errors
-from cleanup.errors import ArtifactError, StorageError
+from cleanup.errors import ArtifactError, CommittedError, StorageError
 from cleanup.names import EpId, RunId, check_ep_id, is_ep_id
 
 
@@ -77,14 +77,15 @@ class RemoteRoot:
 
     def has_episode(self, ep_id: EpId) -> bool:
         """Whether the episode has artifacts."""
-        return self._exists(EpisodePaths(self.mirror, ep_id).manifests)
+        return self.is_stored(EpisodePaths(self.mirror, ep_id).manifests)
 
     def video_url(self, ep_id: EpId) -> str | None:
         """The episode's video, or None where there is none."""
         path = EpisodePaths(self.mirror, ep_id).video
-        return self._url_of(path) if self._exists(path) else None
+        return self._url_of(path) if self.is_stored(path) else None
 
-    def _exists(self, local: Path) -> bool:
+    def is_stored(self, local: Path) -> bool:
+        """Whether there is something behind a file or folder of the mirror."""
         url = self._url_of(local)
         filesystem, name = open_filesystem(url)
         with storage_errors(url):
@@ -143,7 +144,8 @@ class RemoteRoot:
             kept: Contents for the backup, named by their digest: what there is already is not stored again.
 
         Raises:
-            StorageError: Before the commit point, and nothing has changed; or after it, which the message says.
+            StorageError: Before the commit point; nothing has changed.
+            CommittedError: After it; whoever holds the episode next finishes it.
         """
         staged = f"{EpisodePaths(self.mirror, ep_id).runs.relative_to(self.mirror).as_posix()}/{run_id}/staged"
         filesystem, root = open_filesystem(self.url)
@@ -164,7 +166,7 @@ class RemoteRoot:
             with storage_errors(self.url):
                 self._apply(filesystem, root, ep_id, moves)
         except StorageError as error:
-            raise StorageError(
+            raise CommittedError(
                 f"{ep_id}: the new files are committed but not all in place ({error}); the next command on the episode "
                 "finishes that"
             ) from error

@@ -22,11 +22,9 @@ import orjson
 from cleanup.edges.artifact_files import EpisodePaths, Stamp
 from cleanup.edges.backups import Backup, BackupStore, make_backup
 from cleanup.edges.file_writing import FileVersion, read_version, sync_folder, write_pieces
-from cleanup.errors import ArtifactError, BusyError, CleanupError, StorageError
+from cleanup.errors import ArtifactError, BusyError, CleanupError, CommittedError
 from cleanup.names import RunId
 
-# What a write-back is made by that leaves a report; others change labels, or restore.
-MADE_BY_RUN = "run"
 _JOURNAL_VERSION = 1
 # How long a reader waits for a moment in which nobody writes.
 _PATIENCE_S = 10.0
@@ -97,7 +95,7 @@ class WriteBack:
         Raises:
             ArtifactError: Another program has changed the files meanwhile; nothing was written.
             OSError: Nothing was written.
-            StorageError: After the commit point; whoever holds the episode next finishes it.
+            CommittedError: After the commit point; whoever holds the episode next finishes it.
         """
         paths, store = self._paths, BackupStore(self._paths)
         if self._expected is not None and paths.stamp() != self._expected:
@@ -120,11 +118,11 @@ class WriteBack:
         moves += [_move(paths, self._run_id, target, self._staged[target]) for target in ordered]
         for folder in _folders(paths, moves):
             sync_folder(folder)
-        _write_journal(paths, self._run_id, self._made_by, moves)
+        _write_journal(paths, self._run_id, moves)
         try:
             _apply(paths, moves)
         except OSError as error:
-            raise StorageError(
+            raise CommittedError(
                 f"{paths.ep_id}: the new files are committed but not all in place ({error}); the next command on the "
                 "episode finishes that"
             ) from error
@@ -138,7 +136,8 @@ def _take_over_owner(staged: Path, target: Path) -> None:
         status = target.stat()
         staged.chmod(status.st_mode & 0o7777)
         if os.geteuid() == 0:
-            os.chown(staged, status.st_uid, status.st_gid)
+            with contextlib.suppress(PermissionError):  # storage that gives root no rights
+                os.chown(staged, status.st_uid, status.st_gid)
 
 
 def _move(paths: EpisodePaths, run_id: RunId, target: Path, version: FileVersion | None) -> dict[str, Any]:
@@ -154,8 +153,8 @@ def _folders(paths: EpisodePaths, moves: list[dict[str, Any]]) -> list[Path]:
     return sorted({(paths.root / move["target"]).parent for move in moves})
 
 
-def _write_journal(paths: EpisodePaths, run_id: RunId, made_by: str, moves: list[dict[str, Any]]) -> None:
-    journal = {"version": _JOURNAL_VERSION, "run_id": run_id, "made_by": made_by, "moves": moves}
+def _write_journal(paths: EpisodePaths, run_id: RunId, moves: list[dict[str, Any]]) -> None:
+    journal = {"version": _JOURNAL_VERSION, "run_id": run_id, "moves": moves}
     draft = paths.journal.with_suffix(".draft")
     try:
         write_pieces(draft, [orjson.dumps(journal)])
@@ -184,19 +183,19 @@ def _apply(paths: EpisodePaths, moves: list[dict[str, Any]]) -> None:
     sync_folder(paths.journal.parent)
 
 
-def recover(paths: EpisodePaths) -> str | None:
+def recover(paths: EpisodePaths) -> bool:
     """Finishes a write-back that a crash cut off after its commit point; removes what one left before it.
 
     For whoever holds the episode.
 
     Returns:
-        What the write-back that was finished was made by, or None.
+        Whether a write-back was finished.
 
     Raises:
         ArtifactError: The journal is not one, or what it speaks of is gone.
     """
     if paths.journal.exists():
-        made_by, moves = _read_journal(paths)
+        moves = _read_journal(paths)
         try:
             _apply(paths, moves)
         except FileNotFoundError as error:
@@ -204,21 +203,21 @@ def recover(paths: EpisodePaths) -> str | None:
                 f"{paths.journal}: a write-back was cut off and cannot be finished ({error}); cleanup backups list "
                 f"{paths.ep_id} shows what there is to go back to, once the journal is moved away"
             ) from error
-        return made_by
+        return True
     rubbish = [
         *paths.manifests.glob(".*.staged"), *paths.embeddings.parent.glob(".*.staged"),
         *paths.backups.glob(".*.staged"), *paths.backups.glob("objects/.*.draft"), *paths.runs.glob("journal.draft"),
-        *paths.manifests.glob(".*.tmp"), *paths.runs.glob(".*.tmp"), *paths.runs.glob("*/.*.tmp"),
+        *paths.manifests.glob(".cleanup_*.tmp"), *paths.runs.glob(".*.tmp"), *paths.runs.glob("*/.*.tmp"),
     ]  # fmt: skip
     for path in rubbish:
         path.unlink(missing_ok=True)
     if rubbish:
         with contextlib.suppress(ArtifactError):  # a record that cannot be read keeps everything
             BackupStore(paths).drop_unused()  # contents that were kept for what did not come about
-    return None
+    return False
 
 
-def _read_journal(paths: EpisodePaths) -> tuple[str, list[dict[str, Any]]]:
+def _read_journal(paths: EpisodePaths) -> list[dict[str, Any]]:
     try:
         journal = orjson.loads(paths.journal.read_bytes())
         if journal["version"] != _JOURNAL_VERSION:
@@ -228,7 +227,7 @@ def _read_journal(paths: EpisodePaths) -> tuple[str, list[dict[str, Any]]]:
             for name in (move["target"], move["staged"]):
                 if name is not None and not _is_inside(paths, name):
                     raise ValueError(f"it speaks of {name!r}, which is none of the episode's files")
-        return str(journal["made_by"]), moves
+        return moves
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ArtifactError(
             f"{paths.journal}: not a readable journal ({error}); move it away, and see cleanup backups list "

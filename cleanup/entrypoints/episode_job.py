@@ -214,9 +214,16 @@ def run_episode_job(
         run_id = make_run_id()
         run_folder = paths.runs / run_id
         run_folder.mkdir(parents=True)
+        stack.callback(_remove_if_empty, run_folder)
         progress_path = job.progress_file or (paths.progress if job.write_back else run_folder / paths.progress.name)
-        progress = ProgressFile(progress_path, job.ep_id, remote, on_record)
-        stack.enter_context(last_words(lambda: progress.fail(_ENDED_AT_ONCE, is_canceled=True)))
+        progress = ProgressFile(progress_path, job.ep_id, run_id, remote, on_record)
+        is_writing = threading.Event()
+
+        def fail(error: str) -> None:
+            # Once the files are being replaced a stop is no cancellation any more.
+            progress.fail(error, is_canceled=not is_writing.is_set())
+
+        stack.enter_context(last_words(lambda: fail("ended at once by a second stop; no file is half written")))
 
         def tell(event: PhaseProgress) -> None:
             progress(event)
@@ -236,20 +243,23 @@ def run_episode_job(
             with stop_held():
                 if is_stop_requested():
                     raise KeyboardInterrupt
+                is_writing.set()
                 relabelled = _record_people(job, refined.report, inputs)
                 record = output.commit(refined.report, started)
                 _end(job, refined, inputs, progress, record, relabelled)
         except BaseException as error:
             with _failure_logged(job.ep_id, "failed"):
-                if is_stop_requested() or isinstance(error, KeyboardInterrupt):
-                    progress.fail("interrupted; no file is half written", is_canceled=True)
+                if not is_writing.is_set() and (is_stop_requested() or isinstance(error, KeyboardInterrupt)):
+                    fail("interrupted; no file is half written")
                 else:
                     progress.fail(_describe(error))
             raise
         return record
 
 
-_ENDED_AT_ONCE = "ended at once by a second stop; no file is half written"
+def _remove_if_empty(run_folder: Path) -> None:
+    with contextlib.suppress(OSError):  # a run that wrote its report elsewhere has put nothing there
+        run_folder.rmdir()
 
 
 def _describe(error: BaseException) -> str:

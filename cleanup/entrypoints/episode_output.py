@@ -22,11 +22,13 @@ from cleanup.edges.data_root import HeldEpisode
 from cleanup.edges.file_writing import write_pieces, write_synced
 from cleanup.edges.track_metrics import update_track_metrics
 from cleanup.edges.violation_bundle import save_bundle
-from cleanup.edges.write_back import MADE_BY_RUN, WriteBack
+from cleanup.edges.write_back import WriteBack
 from cleanup.episode import Episode
 from cleanup.errors import InvariantError
 from cleanup.names import RunId
 from cleanup.report import CleanupReport
+
+_MADE_BY = "run"
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def open_output(held: HeldEpisode, run_id: RunId, n_backups: int, *, is_written_
     if not is_written_back:
         yield output
         return
-    with held.write_back(run_id, MADE_BY_RUN, expected) as write_back:
+    with held.write_back(run_id, _MADE_BY, expected) as write_back:
         yield dataclasses.replace(output, write_back=write_back)
 
 

@@ -18,7 +18,7 @@ from cleanup.edges.file_writing import replace_file
 from cleanup.edges.job_store import CANCELED, EPISODE, FAILED, SUCCEEDED, Job, JobStore
 from cleanup.entrypoints.shell import open_root
 from cleanup.entrypoints.stop_signals import Stop, stop_held, stop_let, stop_on_signals
-from cleanup.errors import CleanupError, first_line
+from cleanup.errors import CleanupError, CommittedError, first_line
 
 _log = logging.getLogger(__name__)
 # What a request holds beside settings.
@@ -37,7 +37,8 @@ def run_job(store: JobStore, job_id: str, stop: Stop) -> str:
                     raise KeyboardInterrupt
                 summary = _do(job, _Record(folder), lambda: stop.is_requested)
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 -- whatever it was, the job's end is noted
-            if stop.is_requested or isinstance(error, KeyboardInterrupt):
+            is_committed = isinstance(error, CommittedError)
+            if isinstance(error, KeyboardInterrupt) or (stop.is_requested and not is_committed):
                 state, line = CANCELED, "canceled; no file is half written"
             elif isinstance(error, CleanupError | OSError):
                 state, line = FAILED, first_line(error)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cleanup.entrypoints.stop_signals import EXIT_INTERRUPTED, Stop, stop_on_signals
-from cleanup.errors import CleanupError, describe_os_error
+from cleanup.errors import CleanupError, CommittedError, describe_os_error
 
 if TYPE_CHECKING:
     from cleanup.edges.data_root import DataRoot
@@ -29,7 +29,8 @@ def one_line_errors() -> Iterator[Stop]:
         try:
             yield stop
         except (Exception, KeyboardInterrupt) as error:
-            if stop.is_requested or isinstance(error, KeyboardInterrupt):
+            is_committed = isinstance(error, CommittedError)
+            if isinstance(error, KeyboardInterrupt) or (stop.is_requested and not is_committed):
                 typer.echo("cleanup: interrupted; no file is half written", err=True)
                 raise typer.Exit(EXIT_INTERRUPTED) from None
             if isinstance(error, CleanupError):

@@ -24,11 +24,11 @@ from tests.builders import write_episode
 FAULTS = ctypes.CDLL(None)
 FAULTS.faults_arm.argtypes = [ctypes.c_long, ctypes.c_int]
 FAULTS.faults_trace.restype = ctypes.c_char_p
+SETTINGS = resolve_for_run({"device": "cpu"}, None, None)
 
 
 def run(root: str, ep_id: str) -> None:
-    settings = resolve_for_run({"device": "cpu"}, None, None)
-    job = EpisodeJob(check_ep_id(ep_id), DataRoot(Path(root)), ("split_tracks", "recluster"), settings, write_back=True)
+    job = EpisodeJob(check_ep_id(ep_id), DataRoot(Path(root)), ("split_tracks", "recluster"), SETTINGS, write_back=True)
     run_episode_job(job)
 
 

@@ -87,9 +87,10 @@ def check_case(root: Path, ep_id: str, answer: dict[str, Any], old: Any, new: An
         assert is_new or answer["error"] is not None, "a run that says it succeeded has written"
         is_told_new = answer["error"] is None or "committed" in answer["error"]
         assert is_new == is_told_new, answer["error"]
+    assert progress is not None or not is_new
     if progress is not None:
-        assert progress["phase"] in (("done", "failed") if is_new else ("failed",)), progress
-        assert is_new or "done" not in progress["phase"]
+        assert progress["phase"] == ("done" if is_new else "failed"), progress
+        assert ("summary" in progress) == is_new and ("error" in progress) != is_new
     again = ask(root=str(root), ep_id=ep_id)
     assert again["error"] is None
     assert {k: v for k, v in state_of(root, ep_id).items() if k != "backups"} == {

@@ -114,10 +114,10 @@ def test_pruning_keeps_the_first_and_the_newest_and_what_they_need(paths: Episod
 def test_an_old_or_changed_journal_is_refused(paths: EpisodePaths) -> None:
     paths.runs.mkdir(parents=True)
     for moves in ([{"target": "../outside", "staged": None, "sha256": None}], [{"target": "x"}], "no list"):
-        paths.journal.write_text(json.dumps({"version": 1, "run_id": "r", "made_by": "run", "moves": moves}))
+        paths.journal.write_text(json.dumps({"version": 1, "run_id": "r", "moves": moves}))
         with pytest.raises(ArtifactError, match=r"journal.json: not a readable journal"):
             recover(paths)
-    paths.journal.write_text(json.dumps({"version": 1, "run_id": "r", "made_by": "run", "moves": [
+    paths.journal.write_text(json.dumps({"version": 1, "run_id": "r", "moves": [
         {"target": f"manifests/{paths.ep_id}/tracks.jsonl", "staged": f"manifests/{paths.ep_id}/.gone", "sha256": "0"}
     ]}))  # fmt: skip
     with pytest.raises(ArtifactError, match=r"cannot be finished .*gone"):
