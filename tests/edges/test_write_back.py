@@ -270,3 +270,23 @@ def test_across_hosts_the_lease_holds_until_it_goes_stale(paths: EpisodePaths) -
         with pytest.raises(StorageError, match="the lease was lost to another run; nothing was written"):
             ours.check()
     assert "somebody else" in lease.read_text(), "a lease that is another's is left alone"
+
+
+def test_a_lease_is_renewed_while_it_is_held_and_knows_when_it_was_lost(
+    paths: EpisodePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cleanup.edges.lease._HEARTBEAT_S", 0.02)
+    path = paths.runs / "lease.json"
+    with hold_episode(paths) as lease:
+        os.utime(path, (1, 1))
+        deadline = time.monotonic() + 20
+        while path.stat().st_mtime < 2:
+            assert time.monotonic() < deadline, "it is renewed"
+            time.sleep(0.01)
+        lease.check()
+        content = path.read_bytes()
+        path.unlink()
+        time.sleep(0.5)
+        path.write_bytes(content)  # as it was, but for a while it was nobody's
+        with pytest.raises(StorageError, match="the lease was lost"):
+            lease.check()
