@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from cleanup import schemas
+from cleanup.conservation import find_roots
 from cleanup.episode import Episode
-from cleanup.report import EpisodeFigures, find_roots
+from cleanup.report import EpisodeFigures
 
 # Similarity of an embedding to what it was, below which it was made anew and not only rounded.
 _SAME_EMBEDDING = 0.9999

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cleanup import schemas
+from cleanup.conservation import check_conservation
 from cleanup.episode import Episode
 from cleanup.errors import ArtifactError, InvariantError, VideoError
 from cleanup.interfaces import Engine, Facebank, RunMany, ShardResult, VideoInfo, run_in_turn
@@ -22,7 +23,7 @@ from cleanup.phases.recluster import recluster
 from cleanup.phases.reembed import reembed
 from cleanup.phases.split_tracks import split_tracks
 from cleanup.progress import PhaseProgress, ReportItems, ReportProgress
-from cleanup.report import CleanupReport, check_conservation, find_warnings, measure_episode
+from cleanup.report import CleanupReport, find_warnings, measure_episode
 from cleanup.settings import Settings
 
 # Same model, same face: a re-embedded face is near the one on disk. A median below this means another video.

@@ -155,10 +155,10 @@ def prune_command(
 def diff_command(
     ep_id: EPISODE,
     run_a: Annotated[
-        str | None, typer.Argument(metavar="[RUN_A]", help="Alone: what this run changed.", show_default=False)
+        str | None, typer.Argument(metavar="RUN_A", help="Alone: what this run changed.", show_default=False)
     ] = None,
     run_b: Annotated[
-        str | None, typer.Argument(metavar="[RUN_B]", help="What RUN_A left, beside what RUN_B left.")
+        str | None, typer.Argument(metavar="RUN_B", help="What RUN_A left, beside what RUN_B left.")
     ] = None,
     out_root: OUT_ROOT = None,
     config_dir: CONFIG_DIR = None,

@@ -36,6 +36,9 @@ def one_line_errors() -> Iterator[Stop]:
             if isinstance(error, CleanupError):
                 typer.echo(f"cleanup: {error}", err=True)
                 raise typer.Exit(error.exit_code) from None
+            if isinstance(error, BrokenPipeError):  # whoever read our output has enough of it
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(1) from None
             if isinstance(error, OSError):
                 # A full disk, a missing right, a file that vanished: the system's words say it best.
                 typer.echo(f"cleanup: {describe_os_error(error)}; no file is half written", err=True)
