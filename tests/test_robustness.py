@@ -16,7 +16,7 @@ from cleanup import schemas
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import read_episode
 from cleanup.edges.video_frames import VideoFrames
-from cleanup.entrypoints.episode_job import build_engine
+from cleanup.entrypoints.run_tools import build_engine
 from cleanup.episode import Episode
 from cleanup.phases.observe import attach_detections, plan_observations
 from cleanup.phases.recluster import recluster

@@ -87,7 +87,7 @@ def _check_onnxruntime() -> str:
 
 def _check_models(settings: ResolvedSettings) -> str:
     from cleanup.edges.onnx_models import ModelSpec, load_models
-    from cleanup.entrypoints.episode_job import find_models
+    from cleanup.entrypoints.run_tools import find_models
 
     observe = settings.settings.observe
     directory = find_models(settings)
@@ -105,7 +105,7 @@ def _check_facebank(settings: ResolvedSettings, root: DataRoot) -> str:
     import tempfile
 
     from cleanup.edges.embedded_postgres import open_embedded_facebank
-    from cleanup.entrypoints.episode_job import facebank_of
+    from cleanup.entrypoints.run_tools import facebank_of
 
     dsn = settings.settings.group_clusters.facebank_dsn
     if dsn or root.remote is not None or root.has_facebank():

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import os
 import shutil
 import threading
 import time
@@ -22,22 +21,17 @@ from cleanup.edges.data_root import DataRoot
 from cleanup.edges.episode_lock import make_run_id
 from cleanup.edges.finished_run import compute_fingerprint, read_finished, write_finished
 from cleanup.edges.model_files import (
-    MODEL_SUFFIX,
-    ModelFiles,
-    find_model_files,
-    resolve_model_directory,
     sha256_of_file,
 )
-from cleanup.edges.pool_sizing import GIB
 from cleanup.edges.progress_file import ProgressFile
-from cleanup.edges.remote_files import NodeCache, is_url
+from cleanup.edges.remote_files import is_url
 from cleanup.edges.shard_checkpoints import CheckpointedEngine, compute_pass_key
 from cleanup.entrypoints.episode_output import open_output
 from cleanup.entrypoints.people_labels import relabel_episodes
+from cleanup.entrypoints.run_tools import Tools, node_cache, worker_spec
 from cleanup.entrypoints.stop_signals import last_words, stop_held
 from cleanup.episode import Episode
 from cleanup.errors import CleanupError, SettingsError, VideoError, describe_os_error
-from cleanup.interfaces import Engine
 from cleanup.names import EpId, RunId, show_of
 from cleanup.progress import PhaseProgress, ReportProgress
 from cleanup.report import CleanupReport
@@ -47,7 +41,6 @@ from cleanup.settings import SPECS
 
 # Libraries for pixels, models and PostgreSQL are imported where a run turns out to need them.
 if TYPE_CHECKING:
-    from cleanup.edges.observation_worker import WorkerSpec
     from cleanup.edges.postgres_facebank import PostgresFacebank
 
 _log = logging.getLogger(__name__)
@@ -100,78 +93,6 @@ def parse_actions(values: Sequence[str] | None) -> tuple[str, ...]:
 
 def _nobody_stops() -> bool:
     return False
-
-
-class Tools:
-    """What several episodes may share: models, the engine that loaded them, the Facebank. Made on first use.
-
-    Use it as a context manager; threads may share it.
-
-    Args:
-        settings: Settings of the run.
-        root: Data root.
-    """
-
-    def __init__(self, settings: ResolvedSettings, root: DataRoot) -> None:
-        self._settings, self._root = settings, root
-        self._lock = threading.Lock()
-        self._stack = contextlib.ExitStack()
-        self._engine: Engine | None = None
-        self._facebank: PostgresFacebank | None = None
-        self._models: ModelFiles | None = None
-        self._model_sha256: list[str] | None = None
-
-    def __enter__(self) -> Tools:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    @property
-    def engine(self) -> Engine:
-        """The engine that the settings ask for."""
-        with self._lock:
-            if self._engine is None:
-                self._engine = build_engine(self._settings)
-                self._stack.callback(self._engine.close)
-            return self._engine
-
-    def run_many(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Runs tasks on the engine, which is made if there is none yet."""
-        return self.engine.run_many(function, tasks)
-
-    @property
-    def models(self) -> ModelFiles:
-        """The model files on this machine."""
-        with self._lock:
-            if self._models is None:
-                self._models = find_model_files(find_models(self._settings))
-            return self._models
-
-    @property
-    def model_sha256(self) -> list[str]:
-        """Digests of the model files."""
-        files = self.models
-        with self._lock:
-            if self._model_sha256 is None:
-                self._model_sha256 = [sha256_of_file(path) for path in files.paths]
-            return self._model_sha256
-
-    @property
-    def n_model_loads(self) -> int:
-        """How often models were loaded; 0 where nothing needed them."""
-        return self._engine.n_model_loads if self._engine is not None else 0
-
-    @property
-    def facebank(self) -> PostgresFacebank | None:
-        """The Facebank, or None where the embedded one was never made."""
-        with self._lock:
-            dsn = self._settings.settings.group_clusters.facebank_dsn
-            if self._facebank is None and (dsn or self._root.has_facebank()):
-                facebank = self._stack.enter_context(facebank_of(self._settings, self._root))
-                facebank.check()
-                self._facebank = facebank
-            return self._facebank
 
 
 def run_episode_job(
@@ -314,7 +235,7 @@ def _end(
 
 
 # Sections and settings that say where a run works and not what comes out of it.
-_PLACES = frozenset({"cluster", "storage", "engine", "models", "facebank_dsn"})
+_PLACES = frozenset({"cluster", "storage", "engine", "models", "facebank_dsn", "keep_backups"})
 
 
 class _Inputs:
@@ -463,68 +384,3 @@ def _save_images(job: EpisodeJob, run_id: RunId, episode: Episode, inputs: _Inpu
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             job.root.remote.put(path)
     return episode
-
-
-def node_cache(settings: ResolvedSettings) -> NodeCache:
-    """This machine's copies of remote files."""
-    storage = settings.settings.storage
-    return NodeCache(storage.cache_dir, int(storage.cache_size * GIB))
-
-
-def find_models(settings: ResolvedSettings) -> Path:
-    """The folder on this machine of the models that the settings name."""
-    models = settings.settings.observe.models
-    if is_url(models):
-        return node_cache(settings).fetch_folder(models, MODEL_SUFFIX)
-    return resolve_model_directory(models)
-
-
-def worker_spec(settings: ResolvedSettings) -> WorkerSpec:
-    """What a worker is built from."""
-    from cleanup.edges.observation_worker import WorkerSpec
-    from cleanup.edges.onnx_models import ModelSpec
-
-    observe = settings.settings.observe
-    directory = observe.models if is_url(observe.models) else str(find_models(settings))
-    return WorkerSpec(
-        models=ModelSpec(directory, observe.device, observe.embed_device),
-        cache=node_cache(settings),
-        n_threads=0,
-        min_confidence=observe.det_thresh,
-        min_iou=observe.det_iou,
-        refine_below=settings.settings.split_tracks.gate_soft.value,
-    )
-
-
-def choose_engine(settings: ResolvedSettings) -> str:
-    """``local`` or ``ray``; ``auto`` is Ray inside a Ray job or with RAY_ADDRESS set, else local."""
-    name = settings.settings.output.engine
-    if name == "auto":
-        name = "ray" if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID") else "local"
-    return name
-
-
-def build_engine(settings: ResolvedSettings) -> Engine:
-    """The engine that the settings ask for."""
-    spec = worker_spec(settings)
-    if choose_engine(settings) == "local":
-        from cleanup.edges.local_workers import LocalEngine
-
-        return LocalEngine(spec)
-    from cleanup.edges.ray_workers import RayEngine
-
-    return RayEngine(spec, settings.settings.cluster)
-
-
-@contextlib.contextmanager
-def facebank_of(settings: ResolvedSettings, root: DataRoot) -> Iterator[PostgresFacebank]:
-    """The Facebank on the server the settings name, else the embedded one of a data root."""
-    from cleanup.edges.embedded_postgres import open_embedded_facebank
-    from cleanup.edges.postgres_facebank import PostgresFacebank
-
-    dsn = settings.settings.group_clusters.facebank_dsn
-    if dsn:
-        yield PostgresFacebank(dsn)
-        return
-    with open_embedded_facebank(root.facebank_folder()) as facebank:
-        yield facebank

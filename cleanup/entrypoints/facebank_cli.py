@@ -46,7 +46,7 @@ def _count_seeds(n_seeds: int) -> str:
 
 def _load_models(resolved: ResolvedSettings) -> FaceModels:
     from cleanup.edges.onnx_models import ModelSpec, load_models
-    from cleanup.entrypoints.episode_job import find_models
+    from cleanup.entrypoints.run_tools import find_models
 
     observe = resolved.settings.observe
     return load_models(ModelSpec(str(find_models(resolved)), observe.device, observe.embed_device))
@@ -97,7 +97,7 @@ def enroll_command(
 
         from cleanup.edges.seed_images import save_images
         from cleanup.edges.seed_photos import embed_photos, find_photos
-        from cleanup.entrypoints.episode_job import facebank_of
+        from cleanup.entrypoints.run_tools import facebank_of
         from cleanup.names import check_ep_id, check_show, show_of
 
         resolved = resolve(settings, None, config_dir)
@@ -151,7 +151,7 @@ def _cut_confirmed(
     from cleanup.edges.artifact_reading import read_episode
     from cleanup.edges.confirmed_faces import write_best_faces
     from cleanup.edges.remote_files import is_url
-    from cleanup.entrypoints.episode_job import node_cache
+    from cleanup.entrypoints.run_tools import node_cache
     from cleanup.names import check_person_id
     from cleanup.phases.identity_rows import is_human_named
 
@@ -247,7 +247,7 @@ def list_command(
     with one_line_errors():
         import dataclasses
 
-        from cleanup.entrypoints.episode_job import facebank_of
+        from cleanup.entrypoints.run_tools import facebank_of
 
         resolved = resolve(settings, None, config_dir)
         with facebank_of(resolved, open_root(out_root, resolved)) as facebank:
@@ -448,7 +448,7 @@ def import_command(
     """Adds people, seeds and pictures of an archive; what is there already stays."""
     with one_line_errors():
         from cleanup.edges.seed_archive import import_seeds
-        from cleanup.entrypoints.episode_job import facebank_of
+        from cleanup.entrypoints.run_tools import facebank_of
 
         resolved = resolve(settings, None, config_dir)
         root = open_root(out_root, resolved)

@@ -30,7 +30,7 @@ PERSON = Annotated[str, typer.Argument(metavar="PERSON", help="Person id, name o
 @contextlib.contextmanager
 def open_bank(settings: dict[str, Any], config_dir: str | None, out_root: str | None) -> Iterator[Bank]:
     """Root and Facebank of a command."""
-    from cleanup.entrypoints.episode_job import facebank_of
+    from cleanup.entrypoints.run_tools import facebank_of
 
     resolved = resolve(settings, None, config_dir)
     root = open_root(out_root, resolved)
@@ -266,8 +266,8 @@ def _set_lock(
     is_locked: bool,
 ) -> None:
     with one_line_errors():
-        from cleanup.entrypoints.episode_job import facebank_of
         from cleanup.entrypoints.people_labels import set_lock
+        from cleanup.entrypoints.run_tools import facebank_of
         from cleanup.names import check_ep_id
 
         resolved = resolve(settings, None, config_dir)

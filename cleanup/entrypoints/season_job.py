@@ -20,12 +20,8 @@ from cleanup.edges.episode_lock import make_run_id
 from cleanup.edges.file_writing import write_synced
 from cleanup.edges.progress_file import RemoteCopy
 from cleanup.entrypoints import season_progress as states
-from cleanup.entrypoints.episode_job import (
-    EpisodeJob,
-    Tools,
-    choose_engine,
-    run_episode_job,
-)
+from cleanup.entrypoints.episode_job import EpisodeJob, run_episode_job
+from cleanup.entrypoints.run_tools import Tools, choose_engine
 from cleanup.entrypoints.season_progress import SeasonProgress, write_season_progress
 from cleanup.errors import ArtifactError, CleanupError, SettingsError, describe_os_error
 from cleanup.names import EpId, Show, check_ep_id, check_show

@@ -38,7 +38,8 @@ from cleanup.edges.onnx_models import ModelSpec, load_models
 from cleanup.edges.postgres_facebank import PostgresFacebank
 from cleanup.edges.seed_photos import SeedRules, embed_photos, find_photos
 from cleanup.edges.video_frames import VideoFrames
-from cleanup.entrypoints.episode_job import EpisodeJob, build_engine, parse_actions, run_episode_job
+from cleanup.entrypoints.episode_job import EpisodeJob, parse_actions, run_episode_job
+from cleanup.entrypoints.run_tools import build_engine
 from cleanup.names import show_of
 from cleanup.phases.observe import attach_detections, plan_observations
 from cleanup.progress import ignore_items

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cleanup.algorithms.average_linkage import Conflicts, cluster_tracks
 from cleanup.edges.local_workers import LocalEngine
-from cleanup.entrypoints.episode_job import build_engine
+from cleanup.entrypoints.run_tools import build_engine
 from cleanup.resolve_settings import resolve_for_run
 from tests.bench.speed.episodes import draw_tracks
 from tests.bench.speed.measure import Row, run_side, take_turns

@@ -20,7 +20,7 @@ from cleanup.edges.model_files import find_model_files
 from cleanup.edges.observation_worker import ObservationWorker
 from cleanup.edges.onnx_models import FaceModels, FaceRecogniser, ModelSpec, load_models
 from cleanup.edges.video_frames import VideoFrames
-from cleanup.entrypoints.episode_job import build_engine, worker_spec
+from cleanup.entrypoints.run_tools import build_engine, worker_spec
 from cleanup.phases.observe import attach_detections, plan_observations
 from cleanup.progress import ignore_items
 from cleanup.resolve_settings import ResolvedSettings, resolve_for_run
