@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def list_left(root: Path) -> list[str]:
     return [line for line in lines if str(root) in line]
 
 
-def strike(original: Path, scratch: Path, number: int, delay_s: float, old: Any, new: Any) -> dict[str, Any]:
+def strike(original: Path, scratch: Path, number: int, delay_s: float, *, old: Any, new: Any) -> dict[str, Any]:
     """One kill, and everything that is to hold after it."""
     root = copy_data(original, scratch / str(number))
     paths = EpisodePaths(root, EP)
@@ -64,7 +65,7 @@ def strike(original: Path, scratch: Path, number: int, delay_s: float, old: Any,
     if is_killed:
         (os.killpg if number % 2 else os.kill)(process.pid, signal.SIGKILL)
     process.communicate()
-    found: dict[str, Any] = {"is_killed": is_killed, "faults": []}
+    found: dict[str, Any] = {"number": number, "delay_s": delay_s, "is_killed": is_killed, "faults": []}
     deadline = time.monotonic() + _PATIENCE_S
     while list_left(root) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -109,19 +110,19 @@ def main() -> None:
         reference = copy_data(original, scratch / "reference")
         started = time.monotonic()
         assert run(reference).wait() == 0
-        length = (time.monotonic() - started) * 1.25  # two at a time take longer
+        length = time.monotonic() - started
         new = artifacts_of(reference, EP)
         with ThreadPoolExecutor(2) as threads:
-            delays = [rng.uniform(0, length) for _ in range(arguments.kills)]
-            results = list(
-                threads.map(lambda i: strike(original, scratch, i, delays[i], old, new), range(arguments.kills))
-            )
-    faults = [f"kill {i} after {delays[i]:.2f} s: {fault}" for i, r in enumerate(results) for fault in r["faults"]]
-    counts = Counter(r["state"] for r in results)
+            results: list[dict[str, Any]] = []
+            while (n_left := arguments.kills - sum(r["is_killed"] for r in results)) > 0:  # some end before their kill
+                numbers = range(len(results), len(results) + n_left)
+                delays = [rng.uniform(0, length) for _ in numbers]
+                results += threads.map(partial(strike, original, scratch, old=old, new=new), numbers, delays)
+    faults = [f"kill {r['number']} after {r['delay_s']:.2f} s: {fault}" for r in results for fault in r["faults"]]
     summary = {
         "kills": sum(r["is_killed"] for r in results), "ended_before": sum(not r["is_killed"] for r in results),
-        "states": dict(counts), "cut_off_after_the_commit": sum(r["was_cut_off_after_the_commit"] for r in results),
-        "run_s": round(length / 1.25, 2), "faults": faults,
+        "states": dict(Counter(r["state"] for r in results)), "run_s": round(length, 2), "faults": faults,
+        "cut_off_after_the_commit": sum(r["was_cut_off_after_the_commit"] for r in results),
     }  # fmt: skip
     print(json.dumps(summary, indent=2))
     if arguments.json:
