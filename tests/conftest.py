@@ -42,11 +42,15 @@ def shared() -> Path:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with a Ray come last and one after the other: beside other work its dashboard loses its agents."""
+    """Tests with a Ray run one after the other; those with its dashboard last: beside other work it loses its agents."""
+
+    def turn(item: pytest.Item) -> int:
+        return 1 if item.get_closest_marker("ray") is None else 2 if "dashboard" in item.keywords else 0
+
     for item in items:
-        if item.get_closest_marker("ray") is not None:
-            item.add_marker(pytest.mark.xdist_group("ray"))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+        if turn(item) != 1:
+            item.add_marker(pytest.mark.xdist_group(f"ray {turn(item)}"))
+    items.sort(key=turn)
 
 
 def find_free_port() -> int:

@@ -19,7 +19,7 @@ from cleanup.entrypoints.episode_states import restore_backup
 from cleanup.names import check_ep_id
 from tests.builders import artifacts_of, copy_episode
 from tests.entrypoints.test_cli import EP, cleanup, run
-from tests.serving import serve
+from tests.serving import serve, wait_for
 
 ARGUMENTS = ("--device", "cpu", "--actions", "split_tracks,reembed,recluster", "--write-back", "-q")
 
@@ -82,6 +82,7 @@ def test_while_the_api_serves_an_episode_reads_and_runs_are_whole_or_refused(dra
     paths = EpisodePaths(drawn, check_ep_id(EP))
     with serve(drawn) as api:
         job = api.start(EP, write_back=True, save_crops=True, profile="high_accuracy")["job_id"]
+        wait_for(lambda: api.progress_file(job))  # it holds the episode by now
         refused = finished = 0
         while api.get(f"/jobs/{job}")["state"] in ("queued", "running"):
             result = cleanup("run", "--ep-id", EP, "--out-root", drawn, "--actions", "recluster", "-q", code=None)

@@ -24,7 +24,7 @@ from tests.conftest import ROOT, find_free_port
 from tests.entrypoints.test_cli import EP, run
 from tests.serving import serve, wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.dashboard, pytest.mark.slow]
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -165,7 +165,9 @@ def test_ray_serve_deploys_the_api(head: tuple[str, str], drawn: Path) -> None:
             ended = wait_for(lambda: j if (j := http.get(f"/jobs/{job['job_id']}").json())["ended_at"] else None)
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # Ray Serve's own way out may hang on a busy machine
+            process.wait(20)
+        process.kill()
 
     assert stranger.status_code == 401 and ended["state"] == "succeeded"
 

@@ -63,6 +63,7 @@ def test_a_second_stop_ends_a_process_that_hangs_in_native_code(tmp_path: Path) 
     said = tmp_path / "said"
     with subprocess.Popen([sys.executable, "-c", HANGING, said], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "hanging\n"
+        time.sleep(2.0)  # until it really hangs
         process.send_signal(signal.SIGINT)
         time.sleep(1.0)
         assert process.poll() is None, "one stop waits for the next safe point"
