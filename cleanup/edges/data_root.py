@@ -163,6 +163,15 @@ class HeldEpisode:
         """A transaction over the episode's files; see ``WriteBack``."""
         return WriteBack(self.paths, run_id, made_by, expected)
 
+    def check(self) -> None:
+        """Makes sure that the episode is still held.
+
+        Raises:
+            StorageError: It was lost to another run.
+        """
+        for lease in self.leases:
+            lease.check()
+
     def commit(self, write_back: WriteBack, n_kept: int, *, is_backwards: bool = False) -> Backup:
         """Commits a transaction, stores it behind the URL if there is one, and prunes the backups.
 
@@ -176,8 +185,7 @@ class HeldEpisode:
             CommittedError: The files are committed but not all in place.
             OSError: Nothing was written.
         """
-        for lease in self.leases:
-            lease.check()
+        self.check()
         backup = write_back.commit(is_backwards=is_backwards)
         store, remote = self.root.backups(self.paths.ep_id), self.root.remote
         if remote is not None:

@@ -83,6 +83,18 @@ class WriteBack:
         self._staged.pop(target)
         self._paths.staged_file(target, self._run_id).unlink(missing_ok=True)
 
+    def check(self) -> None:
+        """Makes sure that the files are those that were read.
+
+        Raises:
+            ArtifactError: Another program has changed them meanwhile.
+        """
+        if self._expected is not None and self._paths.stamp() != self._expected:
+            raise ArtifactError(
+                f"{self._paths.ep_id}: another program has changed the episode's files during the run; nothing was "
+                "written, run it again"
+            )
+
     def commit(self, *, is_backwards: bool = False) -> Backup:
         """Replaces the files by what was staged, all or none, and keeps what was there.
 
@@ -97,12 +109,8 @@ class WriteBack:
             OSError: Nothing was written.
             CommittedError: After the commit point; whoever holds the episode next finishes it.
         """
+        self.check()
         paths, store = self._paths, BackupStore(self._paths)
-        if self._expected is not None and paths.stamp() != self._expected:
-            raise ArtifactError(
-                f"{paths.ep_id}: another program has changed the episode's files during the run; nothing was written, "
-                "run it again"
-            )
         before: dict[str, FileVersion | None] = {}
         for target in paths.written:
             is_replaced = target in self._staged

@@ -26,7 +26,7 @@ from cleanup.edges.model_files import (
 from cleanup.edges.progress_file import ProgressFile
 from cleanup.edges.remote_files import is_url
 from cleanup.edges.shard_checkpoints import CheckpointedEngine, compute_pass_key
-from cleanup.entrypoints.episode_output import open_output
+from cleanup.entrypoints.episode_output import Output, open_output
 from cleanup.entrypoints.people_labels import relabel_episodes
 from cleanup.entrypoints.run_tools import Tools, node_cache, worker_spec
 from cleanup.entrypoints.stop_signals import last_words, stop_held
@@ -165,7 +165,7 @@ def run_episode_job(
                 if is_stop_requested():
                     raise KeyboardInterrupt
                 is_writing.set()
-                relabelled = _record_people(job, refined.report, inputs)
+                relabelled = _record_people(job, refined.report, inputs, output)
                 record = output.commit(refined.report, started)
                 _end(job, refined, inputs, progress, record, relabelled)
         except BaseException as error:
@@ -198,11 +198,12 @@ def _failure_logged(ep_id: str, outcome: str) -> Iterator[None]:
         _log.warning("%s has %s, but: %s", ep_id, outcome, error)
 
 
-def _record_people(job: EpisodeJob, report: CleanupReport, inputs: _Inputs) -> list[str]:
-    """Who is who goes into the Facebank; gives the episodes whose labels it changes.
+def _record_people(job: EpisodeJob, report: CleanupReport, inputs: _Inputs, output: Output) -> list[str]:
+    """Who is who goes into the Facebank, unless something speaks against writing; gives the episodes it relabels.
 
     Before the files: a server that is gone by now leaves them as they were, and the next run records the same.
     """
+    output.check()
     if not job.write_back or inputs.facebank is None or report.plan is None:
         return []
     return inputs.facebank.people.record(report.plan, f"run {report.run_id}")

@@ -106,6 +106,17 @@ class Output:
         finally:
             shutil.rmtree(scratch.root, ignore_errors=True)
 
+    def check(self) -> None:
+        """Makes sure that nothing speaks against writing: before anything is told to others, like the Facebank.
+
+        Raises:
+            StorageError: The episode was lost to another run.
+            ArtifactError: Another program has changed its files.
+        """
+        self.held.check()
+        if self.write_back is not None:
+            self.write_back.check()
+
     def commit(self, report: CleanupReport, started: float) -> dict[str, Any]:
         """Replaces the artifacts by what was staged, and writes the report with them, or alone if they stay.
 
