@@ -5,6 +5,7 @@ The fault itself is what is simulated: a phase that loses something.
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import tarfile
@@ -138,3 +139,29 @@ def test_a_violation_crosses_processes_with_all_its_problems() -> None:
     error = pickle.loads(pickle.dumps(InvariantError("one line", ["a", "b"])))
 
     assert (str(error), error.problems, error.exit_code) == ("one line", ("a", "b"), 1)
+
+
+def test_a_bundle_that_cannot_be_kept_does_not_hide_the_violation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk being full is what is simulated, at the moment the bundle is written."""
+    ep_id = write_episode(tmp_path, "documented", (("a",), ("b",)))
+    before = artifacts_of(tmp_path, ep_id)
+    real = run_module.PHASES["recluster"]
+
+    def faulty(*arguments: Any) -> tuple[Episode, dict[str, Any]]:
+        refined, outcome = real(*arguments)
+        return without_face(refined), outcome
+
+    def fill(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "violation.tar.gz")
+
+    monkeypatch.setattr(run_module, "PHASES", {**run_module.PHASES, "recluster": faulty})
+    monkeypatch.setattr("cleanup.entrypoints.episode_output.save_bundle", fill)
+    result = cleanup(
+        "run", "--ep-id", ep_id, "--out-root", tmp_path, "--actions", "recluster", "--write-back", "-q", code=1
+    )
+
+    assert "1 faces are lost" in result.stderr
+    assert "no bundle could be kept: violation.tar.gz: No space left on device" in result.stderr
+    assert artifacts_of(tmp_path, ep_id) == before

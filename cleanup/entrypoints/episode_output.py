@@ -24,7 +24,7 @@ from cleanup.edges.track_metrics import update_track_metrics
 from cleanup.edges.violation_bundle import save_bundle
 from cleanup.edges.write_back import WriteBack
 from cleanup.episode import Episode
-from cleanup.errors import InvariantError
+from cleanup.errors import InvariantError, describe_os_error
 from cleanup.names import RunId
 from cleanup.report import CleanupReport
 
@@ -152,11 +152,14 @@ class Output:
         except InvariantError as error:
             paths = self.held.paths
             bundle = self.run_folder / "violation.tar.gz"
-            save_bundle(bundle, paths, paths.staged(self.run_id), error.problems, run)
+            try:
+                save_bundle(bundle, paths, paths.staged(self.run_id), error.problems, run)
+                what = f"with {bundle}, which holds the {len(error.problems)} violations, versions, settings and the "
+                what += "episode's artifacts"
+            except OSError as failure:  # that the result was wrong must not get lost over it
+                what = f"(no bundle could be kept: {describe_os_error(failure)})"
             raise InvariantError(
-                f"{error}; this is a fault of the program: please report it with {bundle}, which holds the "
-                f"{len(error.problems)} violations, versions, settings and the episode's artifacts",
-                error.problems,
+                f"{error}; this is a fault of the program: please report it {what}", error.problems
             ) from error
 
 
