@@ -46,7 +46,11 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Handles the signals that stop a process, in the main thread; a second one ends it with 130."""
+    """Handles the signals that stop a process, in the main thread; a second one ends it with 130.
+
+    A process that was asked to stop is on its way out, and handled they stay: the echo of a signal, arriving when all
+    is said already, must not kill it in the middle of its exit.
+    """
     stop = Stop()
     # A run under nohup ignores SIGHUP, and goes on doing so.
     numbers = [n for n in STOP_SIGNALS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
@@ -59,11 +63,12 @@ def stop_on_signals() -> Iterator[Stop]:
     try:
         yield stop
     finally:
-        signal.set_wakeup_fd(previous_fd)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        os.close(writing)
-        watcher.join()
+        if not stop.is_requested:
+            signal.set_wakeup_fd(previous_fd)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            os.close(writing)
+            watcher.join()
 
 
 def _end_at_second(reading: int, numbers: set[int]) -> None:
