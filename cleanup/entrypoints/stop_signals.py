@@ -72,12 +72,18 @@ def stop_on_signals() -> Iterator[Stop]:
 
 
 def _end_at_second(reading: int, numbers: set[int]) -> None:
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
     first: float | None = None
     with os.fdopen(reading, "rb", buffering=0) as stream:
         while received := stream.read(64):
-            if not numbers & set(received):
+            asked = numbers & set(received)
+            if not asked:
                 continue
-            first = first or time.monotonic()
+            if first is None:
+                first = time.monotonic()
+                # The system may have given it to any thread, and a main thread that sleeps would sleep on.
+                signal.pthread_kill(main_thread, asked.pop())
             if time.monotonic() - first > _ECHO_S:
                 for say in list(_State.last_words):
                     with contextlib.suppress(Exception):  # the process ends in any case

@@ -95,8 +95,23 @@ def test_an_echo_that_comes_when_all_is_said_kills_no_exit(tmp_path: Path) -> No
         "    sys.exit", "    os.kill(os.getpid(), signal.SIGINT)\n    print('at its end')\n    sys.exit"
     )
     done = subprocess.run(
-        [sys.executable, "-c", "import os, signal\n" + code, tmp_path / "said"], capture_output=True, text=True, check=False
+        [sys.executable, "-c", "import os, signal\n" + code, tmp_path / "said"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
     assert done.returncode == 130 and done.stdout == "hanging\nat its end\n"
     assert done.stderr == "cleanup: interrupted; no file is half written\n"
+
+
+def test_a_stop_that_the_system_gives_to_another_thread_wakes_the_main_thread(tmp_path: Path) -> None:
+    strike = "threading.Timer(1, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM)).start()"
+    code = HANGING.replace("np.linalg.svd(matrix)", f"{strike}; time.sleep(60)")
+
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", "import signal, threading\n" + code, tmp_path / "said"], capture_output=True, check=False
+    )
+
+    assert done.returncode == 130 and time.monotonic() - started < 50
