@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def find_free_port() -> int:
     """A TCP port nobody listens on, outside those that Ray hands to its workers; other tests look for other ones."""
-    first = 20500 if os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0" else 21000
+    first = 20500 + 500 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     for port in range(first, first + 500):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:

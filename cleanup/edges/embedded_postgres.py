@@ -62,8 +62,8 @@ def _mend_folder(folder: Path) -> None:
     """Puts right what a killed command or a copied data root left in the embedded server's folder.
 
     A process that was killed stays on the list of the server's users, and the server would never be stopped again. In
-    a copy the note about the running server speaks of the original's, and files copied by root belong to root, under
-    whom PostgreSQL does not run.
+    a copy the note about the running server speaks of the original's, files copied by root belong to root, under whom
+    PostgreSQL does not run, and it wants a folder that others cannot read.
     """
     users = _users_of(folder)
     note = folder / "postmaster.pid"
@@ -71,8 +71,9 @@ def _mend_folder(folder: Path) -> None:
         note.unlink()
         users.unlink(missing_ok=True)
     _forget_dead_users(folder)
-    if os.name == "posix" and os.geteuid() == 0 and (folder / "PG_VERSION").is_file():
+    if os.geteuid() == 0:
         _give_to_server_user(folder)
+    folder.chmod(0o700)
 
 
 def _users_of(folder: Path) -> Path:
@@ -95,7 +96,6 @@ def _give_to_server_user(folder: Path) -> None:
         return
     for path in [folder, *folder.rglob("*")]:
         os.chown(path, entry.pw_uid, entry.pw_gid)
-    folder.chmod(0o700)
 
 
 def _last_complaint(folder: Path, error: BaseException) -> str:

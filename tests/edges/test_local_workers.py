@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -30,7 +31,8 @@ def work(folder: str, number: int) -> None:
 def test_processes_of_a_large_clustering_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(WORKING)
-    with subprocess.Popen([sys.executable, script, tmp_path], cwd=ROOT, env={"PYTHONPATH": str(ROOT)}) as process:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, script, tmp_path], cwd=ROOT, env=environment) as process:
         deadline = time.monotonic() + 60
         while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):
             assert time.monotonic() < deadline and process.poll() is None
