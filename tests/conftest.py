@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,14 +73,25 @@ def copy_data(source: Path, target: Path) -> Path:
     return target
 
 
+def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A data root that one of the test workers makes for all of them, to be copied."""
+    base = factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with root.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not root.exists():
+            unfinished = root.with_suffix(".unfinished")
+            unfinished.mkdir()
+            make(unfinished)
+            unfinished.rename(root)
+    return root
+
+
 @pytest.fixture(scope="session")
 def _drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from cleanup.entrypoints.demo import draw_episode
 
-    folder = tmp_path_factory.mktemp("drawn") / "data"
-    folder.mkdir()
-    draw_episode(folder, seed=1)
-    return folder
+    return _made_once(tmp_path_factory, "drawn", lambda root: draw_episode(root, seed=1))
 
 
 @pytest.fixture
@@ -91,3 +104,22 @@ def drawn(_drawn: Path, tmp_path: Path) -> Path:
 def shared_data(shared: Path, tmp_path: Path) -> Path:
     """A fresh copy of the shared data root."""
     return copy_data(shared / "data", tmp_path / "shared-data")
+
+
+@pytest.fixture(scope="session")
+def _enrolled(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.entrypoints.test_cli import cleanup
+
+    def enroll(root: Path) -> None:
+        for show in ("bbt", "hamilton"):
+            photos = shared / "facebank" / show
+            cleanup("facebank", "enroll", "--show", show, "--out-root", root, "--models", shared / "models", photos)
+
+    return _made_once(tmp_path_factory, "enrolled", enroll)
+
+
+@pytest.fixture
+def enrolled_data(shared_data: Path, _enrolled: Path) -> Path:
+    """A fresh copy of the shared data root, with a Facebank of everybody."""
+    copy_data(_enrolled / "facebank", shared_data / "facebank")
+    return shared_data

@@ -33,37 +33,30 @@ def score(root: Path, shared: Path, ep_id: str, truth: Path | None = None) -> di
     return dict(json.loads(done.stdout))
 
 
-def enroll(root: Path, shared: Path, show: str) -> None:
-    cleanup("facebank", "enroll", "--show", show, "--out-root", root, "--models", shared / "models",
-            shared / "facebank" / show)  # fmt: skip
-
-
 @pytest.mark.parametrize("profile", ["balanced", "high_accuracy"])
 @pytest.mark.parametrize("ep_id", ["bbt-s01e01", "bbt-s01e02"])
-def test_a_rendered_season_is_right(shared: Path, shared_data: Path, ep_id: str, profile: str) -> None:
-    enroll(shared_data, shared, "bbt")
-    run_shared(shared_data, shared, ep_id, profile)
+def test_a_rendered_season_is_right(shared: Path, enrolled_data: Path, ep_id: str, profile: str) -> None:
+    run_shared(enrolled_data, shared, ep_id, profile)
 
-    result = score(shared_data, shared, ep_id)
+    result = score(enrolled_data, shared, ep_id)
     assert result["bcubed_f"] >= 0.99
     assert result["track_purity"] >= 0.998
     assert result["coverage"] >= 0.99
     assert result["label_acc"] >= 0.97
     assert result["label_wrong"] == 0
-    cleanup("validate", "--ep-id", ep_id, "--out-root", shared_data)
+    cleanup("validate", "--ep-id", ep_id, "--out-root", enrolled_data)
 
 
 @pytest.mark.parametrize("profile", ["balanced", "high_accuracy"])
-def test_a_broadcast_clip_is_right(shared: Path, shared_data: Path, profile: str) -> None:
+def test_a_broadcast_clip_is_right(shared: Path, enrolled_data: Path, profile: str) -> None:
     ep_id = "hamilton-s01e01"
-    enroll(shared_data, shared, "hamilton")
-    run_shared(shared_data, shared, ep_id, profile)
+    run_shared(enrolled_data, shared, ep_id, profile)
 
-    result = score(shared_data, shared, ep_id)
+    result = score(enrolled_data, shared, ep_id)
     assert result["bcubed_f"] >= 0.97
     assert result["track_purity"] >= 0.998
     assert result["label_wrong"] == 0
-    manifests = shared_data / "manifests" / ep_id
+    manifests = enrolled_data / "manifests" / ep_id
     pieces = [t for t in read_lines(manifests / "tracks.jsonl") if t.get("parent_track_id") == 4]
     assert [t["first_frame_idx"] for t in pieces] == pytest.approx([82, 211], abs=3)
     named = {i.get("person_id") for i in json.loads((manifests / "identities.json").read_text())["identities"]}
@@ -79,23 +72,23 @@ def test_a_broadcast_clip_is_right(shared: Path, shared_data: Path, profile: str
         ("hamilton-s01e01", "high_accuracy", "landmarks"),
     ],
 )
-def test_a_second_run_changes_nothing(shared: Path, shared_data: Path, ep_id: str, profile: str, without: str) -> None:
-    manifests = shared_data / "manifests" / ep_id
+def test_a_second_run_changes_nothing(
+    shared: Path, enrolled_data: Path, ep_id: str, profile: str, without: str
+) -> None:
+    manifests = enrolled_data / "manifests" / ep_id
     if without == "detections":
         (manifests / "detections.jsonl").unlink()
     if without == "landmarks":
         for path in (manifests / "tracks.jsonl", manifests / "faces.jsonl"):
             records = [drop_landmarks(r) for r in read_lines(path)]
             path.write_text("".join(json.dumps(r) + "\n" for r in records))
-    enroll(shared_data, shared, "bbt")
-    enroll(shared_data, shared, "hamilton")
-    run_shared(shared_data, shared, ep_id, profile)
-    before = artifacts(shared_data)
+    run_shared(enrolled_data, shared, ep_id, profile)
+    before = artifacts(enrolled_data)
 
-    report = run_shared(shared_data, shared, ep_id, profile)
+    report = run_shared(enrolled_data, shared, ep_id, profile)
 
     assert report["files"]["changed"] == []
-    assert artifacts(shared_data) == before
+    assert artifacts(enrolled_data) == before
 
 
 def drop_landmarks(record: dict[str, Any]) -> dict[str, Any]:
@@ -165,12 +158,13 @@ def test_a_season_with_half_its_cast_enrolled(shared: Path, shared_data: Path, t
         cleanup("validate", "--ep-id", ep_id, "--out-root", shared_data)
 
 
-def test_people_without_seeds_stay_unknown_under_stable_ids(shared: Path, shared_data: Path) -> None:
-    enroll(shared_data, shared, "hamilton")
+def test_people_without_seeds_stay_unknown_under_stable_ids(shared: Path, enrolled_data: Path) -> None:
     people = []
     for _ in range(2):
-        run_shared(shared_data, shared, "hamilton-s01e01", "balanced")
-        listed = json.loads(cleanup("people", "list", "--show", "hamilton", "--json", "--out-root", shared_data).stdout)
+        run_shared(enrolled_data, shared, "hamilton-s01e01", "balanced")
+        listed = json.loads(
+            cleanup("people", "list", "--show", "hamilton", "--json", "--out-root", enrolled_data).stdout
+        )
         people.append({p["person_id"]: (p["n_identities"], p["n_faces"]) for p in listed})
 
     assert people[0] == people[1]

@@ -26,7 +26,7 @@ from cleanup.progress import ignore_items
 from cleanup.resolve_settings import resolve_for_run
 from cleanup.settings import Settings, Threshold
 from tests.builders import read_lines
-from tests.test_acceptance import enroll, run_shared, score
+from tests.test_acceptance import run_shared, score
 
 pytestmark = [pytest.mark.shared, pytest.mark.slow]
 EPISODES = ["bbt-s01e01", "bbt-s01e02"]
@@ -92,7 +92,6 @@ def change_truth(truth_file: Path, target: Path, *, scale: float = 1.0, keep_eve
 
 
 def check(root: Path, shared: Path, ep_id: str, truth: Path, floor: float) -> None:
-    enroll(root, shared, "bbt")
     run_shared(root, shared, ep_id, "balanced")
     result = score(root, shared, ep_id, truth)
 
@@ -102,31 +101,33 @@ def check(root: Path, shared: Path, ep_id: str, truth: Path, floor: float) -> No
 
 
 @pytest.mark.parametrize("ep_id", EPISODES)
-def test_at_half_size(shared: Path, shared_data: Path, tmp_path: Path, ep_id: str) -> None:
-    video = shared_data / "videos" / ep_id / "episode.mp4"
+def test_at_half_size(shared: Path, enrolled_data: Path, tmp_path: Path, ep_id: str) -> None:
+    video = enrolled_data / "videos" / ep_id / "episode.mp4"
     reencode(shared / "data" / "videos" / ep_id / "episode.mp4", video, scale=0.5)
     if ep_id == "bbt-s01e02":
         for name in ("tracks.jsonl", "faces.jsonl"):
-            rewrite(shared_data / "manifests" / ep_id / name, halve)
+            rewrite(enrolled_data / "manifests" / ep_id / name, halve)
 
-    check(shared_data, shared, ep_id, change_truth(shared / "truth" / f"{ep_id}.json", tmp_path / "t", scale=0.5), 0.97)
+    check(
+        enrolled_data, shared, ep_id, change_truth(shared / "truth" / f"{ep_id}.json", tmp_path / "t", scale=0.5), 0.97
+    )
 
 
 @pytest.mark.parametrize("ep_id", EPISODES)
-def test_at_half_the_frame_rate(shared: Path, shared_data: Path, tmp_path: Path, ep_id: str) -> None:
-    video = shared_data / "videos" / ep_id / "episode.mp4"
+def test_at_half_the_frame_rate(shared: Path, enrolled_data: Path, tmp_path: Path, ep_id: str) -> None:
+    video = enrolled_data / "videos" / ep_id / "episode.mp4"
     reencode(shared / "data" / "videos" / ep_id / "episode.mp4", video, keep_every=2)
-    for path in (shared_data / "manifests" / ep_id).glob("*.jsonl"):
+    for path in (enrolled_data / "manifests" / ep_id).glob("*.jsonl"):
         rewrite(path, thin)
     truth = change_truth(shared / "truth" / f"{ep_id}.json", tmp_path / "t", keep_every=2)
 
-    check(shared_data, shared, ep_id, truth, 0.97)
+    check(enrolled_data, shared, ep_id, truth, 0.97)
 
 
 @pytest.mark.parametrize("ep_id", EPISODES)
-def test_with_a_third_of_the_face_lines_gone(shared: Path, shared_data: Path, ep_id: str) -> None:
-    faces = shared_data / "manifests" / ep_id / "faces.jsonl"
-    embeddings = shared_data / "embeds" / ep_id / "faces.npy"
+def test_with_a_third_of_the_face_lines_gone(shared: Path, enrolled_data: Path, ep_id: str) -> None:
+    faces = enrolled_data / "manifests" / ep_id / "faces.jsonl"
+    embeddings = enrolled_data / "embeds" / ep_id / "faces.npy"
     lines = faces.read_text().splitlines(keepends=True)
     kept = np.sort(np.random.default_rng(0).permutation(len(lines))[len(lines) // 3 :])
     tracks = {json.loads(line)["track_id"] for line in lines}
@@ -134,10 +135,11 @@ def test_with_a_third_of_the_face_lines_gone(shared: Path, shared_data: Path, ep
     np.save(embeddings, np.load(embeddings)[kept])
     assert {json.loads(lines[i])["track_id"] for i in kept} == tracks
 
-    check(shared_data, shared, ep_id, shared / "truth", 0.97)
+    check(enrolled_data, shared, ep_id, shared / "truth", 0.97)
 
 
-@pytest.fixture(scope="module", params=EPISODES)
+# Each worker of its own would observe the episode anew.
+@pytest.fixture(scope="module", params=[pytest.param(e, marks=pytest.mark.xdist_group(e)) for e in EPISODES])
 def observed(shared: Path, request: pytest.FixtureRequest) -> Episode:
     """A real episode with its observations, so that thresholds are tried without a look at a pixel."""
     settings = resolve_for_run({"models": str(shared / "models"), "device": "cpu"}, "balanced", None)
