@@ -79,5 +79,7 @@ def check_run_id(text: str) -> RunId:
         ArtifactError: No run is called so.
     """
     if not _RUN_ID.fullmatch(text):
-        raise ArtifactError(f"run {text!r} is not of the form 20260314T092653.589793Z-4711; cleanup backups list EP_ID")
+        raise ArtifactError(
+            f"run {text!r} is not of the form 20260314T092653.589793Z-4711; cleanup backups list EP_ID shows them"
+        )
     return RunId(text)
