@@ -14,6 +14,8 @@ from typing import Any
 import fsspec
 import pytest
 
+from cleanup.edges import lease as lease_module
+from cleanup.edges import remote_root
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.backups import BackupStore
 from cleanup.edges.episode_lock import hold_episode
@@ -213,15 +215,33 @@ def test_one_run_holds_an_episode_on_all_hosts(s3: Any, tmp_path: Path) -> None:
     assert not s3.exists(f"season/root/runs/{EP}/lease.json")
 
 
-def test_a_lease_that_went_stale_is_taken_over_and_its_run_publishes_nothing(s3: Any, tmp_path: Path) -> None:
+def test_a_lease_that_went_stale_is_taken_over_and_its_run_publishes_nothing(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_root, "LEASE_S", 0.5)
     here, there = RemoteRoot(ROOT_URL, tmp_path / "a"), RemoteRoot(ROOT_URL, tmp_path / "b")
-    name = f"season/root/runs/{EP}/lease.json"
 
     with here.hold(EP) as lease:
-        held = json.loads(s3.cat_file(name))
-        s3.pipe_file(name, json.dumps({**held, "expires": time.time() - 1}).encode())
+        time.sleep(2.0)  # S3 tells whole seconds
         with there.hold(EP), pytest.raises(StorageError, match="the lease was lost to another run"):
             lease.check()
+    assert s3.find(f"season/root/runs/{EP}") == [], "neither a lease nor what told the time"
+
+
+def test_a_lease_that_is_renewed_holds_whatever_the_hosts_think_of_the_time(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_root, "LEASE_S", 2.5)
+    monkeypatch.setattr(lease_module, "_HEARTBEAT_S", 0.2)
+    here, there = RemoteRoot(ROOT_URL, tmp_path / "a"), RemoteRoot(ROOT_URL, tmp_path / "b")
+
+    with here.hold(EP) as lease:
+        time.sleep(4.5)
+        lease.check()
+        with monkeypatch.context() as ahead:
+            ahead.setattr(time, "time", lambda: time.monotonic() + 4e9)
+            with pytest.raises(BusyError), there.hold(EP):
+                pass
 
 
 def test_the_cache_downloads_once_and_again_after_a_change(s3: Any, tmp_path: Path) -> None:
