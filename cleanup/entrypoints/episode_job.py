@@ -20,9 +20,7 @@ from cleanup.edges.artifact_reading import read_episode
 from cleanup.edges.data_root import DataRoot
 from cleanup.edges.episode_lock import make_run_id
 from cleanup.edges.finished_run import compute_fingerprint, read_finished, write_finished
-from cleanup.edges.model_files import (
-    sha256_of_file,
-)
+from cleanup.edges.model_files import sha256_of_file
 from cleanup.edges.progress_file import ProgressFile
 from cleanup.edges.remote_files import is_url
 from cleanup.edges.shard_checkpoints import CheckpointedEngine, compute_pass_key
