@@ -115,6 +115,7 @@ def restore_command(
     cleanup backups restore rhobh-s05e02 20260314T092653.589793Z-4711
     """
     with one_line_errors():
+        from cleanup.entrypoints.display import describe_way_back
         from cleanup.entrypoints.episode_states import restore_backup
         from cleanup.names import check_run_id
 
@@ -126,7 +127,7 @@ def restore_command(
         else:
             names = ", ".join(name.rsplit("/", 1)[-1] for name in made.changed)
             typer.echo(f"{ep_id}: as before run {run}: {names}")
-            typer.echo(f"to take that back: cleanup backups restore {ep_id} {made.run_id}")
+            typer.echo(f"to take that back: {describe_way_back(ep_id, made.run_id, root.name)}")
 
 
 @backups_app.command("prune")

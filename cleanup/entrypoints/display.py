@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -271,9 +272,15 @@ def _print_files(console: Console, report: Mapping[str, Any]) -> None:
         console.print("written:", highlight=False)
         for path in files["changed"]:
             console.print(f"  {path}", highlight=False, soft_wrap=True)
-        way_back = f"cleanup backups restore {report['ep_id']} {files['backup']}"
+        root = files["report"].partition(f"/manifests/{report['ep_id']}/")[0]
+        way_back = describe_way_back(report["ep_id"], files["backup"], root)
         console.print(f"to go back: {way_back}", highlight=False, soft_wrap=True)
     console.print(f"report: {files['report']}", highlight=False, soft_wrap=True)
+
+
+def describe_way_back(ep_id: str, run_id: str, root: str) -> str:
+    """The command that takes an episode back to before a run, to be copied from a terminal."""
+    return f"cleanup backups restore {ep_id} {run_id} --out-root {shlex.quote(root)}"
 
 
 def make_console(*, is_error: bool = False) -> Console:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,24 @@ def test_to_every_earlier_state_and_back_again(paths: EpisodePaths) -> None:
     assert "already" in restore(paths, ask(paths, "backups", "list")[2]["run_id"])
     run(paths, "--actions", "recluster")
     assert artifacts_of(paths.root, paths.ep_id) == states[2]
+
+
+def test_the_way_back_that_is_shown_can_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my data").mkdir()
+    paths = EpisodePaths(tmp_path / "my data", write_episode(tmp_path / "my data", "emitted", PEOPLE))
+    monkeypatch.chdir(tmp_path)
+    before = paths.tracks.read_bytes()
+    ran = cleanup("run", "--ep-id", paths.ep_id, "--out-root", "my data", "--write-back", "--actions", "split_tracks")
+    after = paths.tracks.read_bytes()
+
+    back = cleanup(*_command_after("to go back: cleanup ", ran.stdout))
+    assert paths.tracks.read_bytes() == before != after
+    cleanup(*_command_after("to take that back: cleanup ", back.stdout))
+    assert paths.tracks.read_bytes() == after
+
+
+def _command_after(words: str, text: str) -> list[str]:
+    return shlex.split(next(line for line in text.splitlines() if line.startswith(words)).removeprefix(words))
 
 
 def test_what_a_run_changed_is_told(paths: EpisodePaths) -> None:
