@@ -56,7 +56,7 @@ def stop_on_signals() -> Iterator[Stop]:
     numbers = [n for n in STOP_SIGNALS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    watcher = threading.Thread(target=_end_at_second, args=(reading, set(numbers)), name="signals", daemon=True)
+    watcher = threading.Thread(target=_end_at_second, args=(reading, set(numbers), stop), name="signals", daemon=True)
     watcher.start()
     previous = {number: signal.signal(number, stop) for number in numbers}
     previous_fd = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -71,19 +71,21 @@ def stop_on_signals() -> Iterator[Stop]:
             watcher.join()
 
 
-def _end_at_second(reading: int, numbers: set[int]) -> None:
+def _end_at_second(reading: int, numbers: set[int], stop: Stop) -> None:
     main_thread = threading.main_thread().ident
     assert main_thread is not None
     first: float | None = None
     with os.fdopen(reading, "rb", buffering=0) as stream:
         while received := stream.read(64):
-            asked = numbers & set(received)
+            # What somebody else handles, like a web server that ends its requests first, is not ours to judge.
+            asked = {n for n in numbers & set(received) if signal.getsignal(n) is stop}
             if not asked:
                 continue
             if first is None:
                 first = time.monotonic()
                 # The system may have given it to any thread, and a main thread that sleeps would sleep on.
-                signal.pthread_kill(main_thread, asked.pop())
+                if not stop.is_requested:
+                    signal.pthread_kill(main_thread, asked.pop())
             if time.monotonic() - first > _ECHO_S:
                 for say in list(_State.last_words):
                     with contextlib.suppress(Exception):  # the process ends in any case

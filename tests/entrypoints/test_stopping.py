@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -114,3 +115,20 @@ def test_a_stop_that_the_system_gives_to_another_thread_wakes_the_main_thread(tm
     )
 
     assert done.returncode == 130 and time.monotonic() - started < 50
+
+
+def test_an_api_with_a_request_in_flight_stops_with_its_last_word(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cleanup.entrypoints.cli", "serve", "--port", "0", "--out-root", tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(
+                b"POST /jobs/episode_cleanup_async HTTP/1.1\r\nHost: localhost\r\n"
+                b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+            )
+            time.sleep(1.0)  # until it waits for the rest
+            process.send_signal(signal.SIGINT)
+            stdout, _ = process.communicate(timeout=30)
+
+    assert (process.returncode, stdout) == (0, "the API has stopped; jobs that run go on\n")
