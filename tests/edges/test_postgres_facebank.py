@@ -153,6 +153,22 @@ def test_a_killed_command_does_not_keep_the_server_running(tmp_path: Path) -> No
         assert opened.list_people() == []
 
 
+def test_a_data_root_that_is_removed_leaves_no_server(tmp_path: Path) -> None:
+    folder = tmp_path / "root" / "postgres"
+    code = (
+        "import os, shutil, sys\nfrom pathlib import Path\n"
+        "from cleanup.edges.embedded_postgres import open_embedded_facebank\n"
+        "with open_embedded_facebank(Path(sys.argv[1])):\n"
+        "    shutil.rmtree(Path(sys.argv[1]).parent)\n    os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False).returncode == -9
+
+    deadline = time.monotonic() + 20
+    while list_processes(folder):
+        assert time.monotonic() < deadline, "somebody stops it soon"
+        time.sleep(0.05)
+
+
 def list_processes(folder: Path) -> list[list[str]]:
     """Processes that work in a folder: the server, and who watches over it."""
     commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
