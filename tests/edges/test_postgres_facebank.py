@@ -143,7 +143,11 @@ def test_a_killed_command_does_not_keep_the_server_running(tmp_path: Path) -> No
         "import os, sys\nfrom pathlib import Path\nfrom cleanup.edges.embedded_postgres import open_embedded_facebank\n"
         "with open_embedded_facebank(Path(sys.argv[1])):\n    os.kill(os.getpid(), 9)\n"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False).returncode == -9
+    environment = {name: value for name, value in os.environ.items() if name != "XDG_RUNTIME_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-9, "", "")
 
     deadline = time.monotonic() + 20
     while list_processes(folder):
