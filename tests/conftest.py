@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with a Ray run one after the other; those with its dashboard last: beside other work it loses its agents."""
 
     def turn(item: pytest.Item) -> int:
-        return 1 if item.get_closest_marker("ray") is None else 2 if "dashboard" in item.keywords else 0
+        return 1 if item.get_closest_marker("ray") is None else 0 if item.get_closest_marker("dashboard") is None else 2
 
     for item in items:
         if turn(item) != 1:

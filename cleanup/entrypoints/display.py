@@ -272,7 +272,7 @@ def _print_files(console: Console, report: Mapping[str, Any]) -> None:
         console.print("written:", highlight=False)
         for path in files["changed"]:
             console.print(f"  {path}", highlight=False, soft_wrap=True)
-        root = files["report"].partition(f"/manifests/{report['ep_id']}/")[0]
+        root = files["report"].rpartition(f"/manifests/{report['ep_id']}/")[0]
         way_back = describe_way_back(report["ep_id"], files["backup"], root)
         console.print(f"to go back: {way_back}", highlight=False, soft_wrap=True)
     console.print(f"report: {files['report']}", highlight=False, soft_wrap=True)

@@ -154,8 +154,10 @@ class Output:
             bundle = self.run_folder / "violation.tar.gz"
             try:
                 save_bundle(bundle, paths, paths.staged(self.run_id), error.problems, run)
-                what = f"with {bundle}, which holds the {len(error.problems)} violations, versions, settings and the "
-                what += "episode's artifacts"
+                what = (
+                    f"with {bundle}, which holds the {len(error.problems)} violations, versions, settings and the "
+                    "episode's artifacts"
+                )
             except OSError as failure:  # that the result was wrong must not get lost over it
                 what = f"(no bundle could be kept: {describe_os_error(failure)})"
             raise InvariantError(
