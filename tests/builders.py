@@ -12,6 +12,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from cleanup.edges.root_path import RootPath
+
 _TIME = re.compile(rb"20\d\d-\d\d-\d\dT[\d:.]+(Z|\+00:00)")
 DOCUMENTED_EP, EMITTED_EP = "show-s01e01", "show-s01e02"
 
@@ -175,11 +177,12 @@ def corrupt_video(video: Path, first: float, last: float) -> None:
     video.write_bytes(content)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path | RootPath) -> list[dict[str, Any]]:
     """The records of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
-def snapshot(folder: Path) -> dict[str, bytes]:
+def snapshot(folder: Path | RootPath) -> dict[str, bytes]:
     """Every file below a folder with its content."""
+    folder = Path(str(folder))
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

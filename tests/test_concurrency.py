@@ -15,6 +15,7 @@ from cleanup.edges import write_back
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import find_violations
 from cleanup.edges.data_root import DataRoot
+from cleanup.edges.root_path import RootPath
 from cleanup.entrypoints.episode_states import restore_backup
 from cleanup.names import check_ep_id
 from tests.builders import artifacts_of, copy_episode
@@ -62,7 +63,9 @@ def test_a_run_during_a_restore_is_refused_and_right_after_it(drawn: Path, monke
         apply(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(write_back, "_apply", slowly)
-    restore = threading.Thread(target=restore_backup, args=(DataRoot(drawn), check_ep_id(EP), backup["run_id"], 10))
+    restore = threading.Thread(
+        target=restore_backup, args=(DataRoot(RootPath(drawn)), check_ep_id(EP), backup["run_id"], 10)
+    )
     restore.start()
     assert is_at_work.wait(60)
     with start_run(drawn) as process:
@@ -79,7 +82,7 @@ def test_a_run_during_a_restore_is_refused_and_right_after_it(drawn: Path, monke
 
 
 def test_while_the_api_serves_an_episode_reads_and_runs_are_whole_or_refused(drawn: Path) -> None:
-    paths = EpisodePaths(drawn, check_ep_id(EP))
+    paths = EpisodePaths(RootPath(drawn), check_ep_id(EP))
     with serve(drawn) as api:
         job = api.start(EP, write_back=True, save_crops=True, profile="high_accuracy")["job_id"]
         wait_for(lambda: api.progress_file(job))  # it holds the episode by now

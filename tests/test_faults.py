@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from cleanup.edges.artifact_files import EpisodePaths
+from cleanup.edges.root_path import RootPath
 from tests.builders import artifacts_of, snapshot, write_episode
 from tests.entrypoints.test_cli import EP, artifacts, cleanup, run
 
@@ -54,7 +55,7 @@ def resize(disk: Path, n_bytes: int) -> None:
 def test_a_disk_that_fills_up_at_any_point(small_disk: Path, dialect: str) -> None:
     """With 4 KiB more each time, until it is enough: nothing, nothing, ..., all."""
     ep_id = write_episode(small_disk, dialect, (("a", "b"), ("b",)))
-    paths, before = EpisodePaths(small_disk, ep_id), artifacts_of(small_disk, ep_id)
+    paths, before = EpisodePaths(RootPath(small_disk), ep_id), artifacts_of(small_disk, ep_id)
     arguments = (
         "run",
         "--ep-id",

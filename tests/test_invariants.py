@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import read_episode
+from cleanup.edges.root_path import RootPath
 from cleanup.phases.identity_rows import find_shared_frames
 from tests.builders import read_lines, write_episode
 from tests.entrypoints.test_cli import artifacts, cleanup
@@ -49,7 +50,7 @@ def test_nothing_is_lost_and_conflicts_and_locks_hold(
         assert [f["face_id"] for f in faces] == [f["face_id"] for f in before["faces.jsonl"]]
         owned = [t for group in partition(root, ep_id) for t in group]
         assert sorted(owned) == sorted(str(t["track_id"]) for t in tracks)
-        episode = read_episode(EpisodePaths(root, ep_id))
+        episode = read_episode(EpisodePaths(RootPath(root), ep_id))
         identity = {t: r["identity_id"] for r in episode.identities.to_pylist() for t in r["track_ids"]}
         split = {t["parent_track_id"] for t in tracks if t.get("parent_track_id")}
         for a, b in find_shared_frames(episode):

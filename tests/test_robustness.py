@@ -15,6 +15,7 @@ import pytest
 from cleanup import schemas
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import read_episode
+from cleanup.edges.root_path import RootPath
 from cleanup.edges.video_frames import VideoFrames
 from cleanup.entrypoints.run_tools import build_engine
 from cleanup.episode import Episode
@@ -143,7 +144,7 @@ def test_with_a_third_of_the_face_lines_gone(shared: Path, enrolled_data: Path, 
 def observed(shared: Path, request: pytest.FixtureRequest) -> Episode:
     """A real episode with its observations, so that thresholds are tried without a look at a pixel."""
     settings = resolve_for_run({"models": str(shared / "models"), "device": "cpu"}, "balanced", None)
-    paths = EpisodePaths(shared / "data", request.param)
+    paths = EpisodePaths(RootPath(shared / "data"), request.param)
     episode = attach_detections(read_episode(paths), settings.settings.observe)
     with VideoFrames(paths.video) as video:
         info = video.info

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.bounded_map import map_ahead
 from cleanup.edges.embedding_text import ParsedVectors, open_record, parse_vectors
 from cleanup.edges.face_columns import ROW_TOLERANCE, read_plain_faces
+from cleanup.edges.root_path import RootPath
 from cleanup.episode import DOCUMENTED, EMITTED, Episode
 from cleanup.errors import ArtifactError, first_line, one_line
 from cleanup.input_limits import MAX_DEPTH, MAX_DOCUMENT_BYTES, MAX_LINE_BYTES, MIB
@@ -95,7 +95,7 @@ class _Reader:
         if len(self.problems) < _MAX_PROBLEMS:
             self.problems.append(one_line(problem))
 
-    def _raw_lines(self, path: Path, *, is_required: bool) -> Iterator[tuple[int, bytes]]:
+    def _raw_lines(self, path: RootPath, *, is_required: bool) -> Iterator[tuple[int, bytes]]:
         """Numbers and contents of the lines that are not blank."""
         n_records = 0
         try:
@@ -117,18 +117,18 @@ class _Reader:
         if n_records == 0 and is_required:
             self.add(f"{path}: empty; the step that writes it did not finish or found nothing")
 
-    def _lines(self, path: Path, *, is_required: bool) -> Iterator[tuple[int, bytes, Record]]:
+    def _lines(self, path: RootPath, *, is_required: bool) -> Iterator[tuple[int, bytes, Record]]:
         for number, line in self._raw_lines(path, is_required=is_required):
             record = self._parse(path, number, line)
             if record is not None:
                 yield number, line, record
 
-    def _parse(self, path: Path, number: int, line: bytes) -> Record | None:
+    def _parse(self, path: RootPath, number: int, line: bytes) -> Record | None:
         opened = self._open(path, number, line, lambda content: (orjson.loads(content), None))
         return None if opened is None else opened[0]
 
     def _open(
-        self, path: Path, number: int, line: bytes, load: Callable[[bytes], tuple[Any, bytes | None]]
+        self, path: RootPath, number: int, line: bytes, load: Callable[[bytes], tuple[Any, bytes | None]]
     ) -> tuple[Record, bytes | None] | None:
         try:
             record, text = load(line)
@@ -144,7 +144,7 @@ class _Reader:
         return record, text
 
     def _row(
-        self, path: Path, number: int, read: Callable[[Record], dict[str, Any]], record: Record
+        self, path: RootPath, number: int, read: Callable[[Record], dict[str, Any]], record: Record
     ) -> dict[str, Any] | None:
         try:
             row = read(record)
@@ -170,7 +170,7 @@ class _Reader:
         self._check_unique(path, rows, "track_id")
         return rows, dialect_name
 
-    def _check_track(self, path: Path, row: dict[str, Any]) -> None:
+    def _check_track(self, path: RootPath, row: dict[str, Any]) -> None:
         if row["first_frame"] > row["last_frame"] or row["start_s"] > row["end_s"]:
             self.add(f"{path}:{row['line']}: track {row['track_id']} ends before it starts")
         frames = [b["frame_idx"] for b in row["boxes"]]
@@ -179,7 +179,7 @@ class _Reader:
         if len(set(frames)) != len(frames):
             self.add(f"{path}:{row['line']}: track {row['track_id']} has two boxes in one frame")
 
-    def _check_unique(self, path: Path, rows: list[dict[str, Any]], key: str) -> None:
+    def _check_unique(self, path: RootPath, rows: list[dict[str, Any]], key: str) -> None:
         seen: dict[Any, int] = {}
         for row in rows:
             if row[key] in seen:
@@ -252,7 +252,8 @@ class _Reader:
         """faces.npy, mapped into memory: what is not looked at is not read."""
         path = self.paths.embeddings
         try:
-            matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+            with path.reading_name() as name:
+                matrix = np.load(name, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             self.add(f"{path}: missing")
             return None
@@ -265,7 +266,7 @@ class _Reader:
             return None
         return matrix
 
-    def _read_json(self, path: Path) -> tuple[bytes, Record] | None:
+    def _read_json(self, path: RootPath) -> tuple[bytes, Record] | None:
         try:
             if path.stat().st_size > MAX_DOCUMENT_BYTES:
                 self.add(f"{path}: larger than {MAX_DOCUMENT_BYTES // MIB} MiB, which no such file is")
@@ -337,7 +338,7 @@ class _Reader:
                             self.add(f"{path}: metrics.appearance_gate.splits.{name} is {count!r} instead of a count")
         return content
 
-    def _are_objects(self, path: Path, document: Record, keys: Iterable[str]) -> bool:
+    def _are_objects(self, path: RootPath, document: Record, keys: Iterable[str]) -> bool:
         """Whether the keys of a document that are there hold objects; what does not is noted."""
         wrong = [key for key in keys if not isinstance(document.get(key, {}), dict)]
         for key in wrong:
@@ -375,7 +376,7 @@ def _by(row: Mapping[str, Any]) -> str:
     return f" (model {row['embedding_model']})" if row.get("embedding_model") else ""
 
 
-def _odd_line(path: Path, number: int, found: str | None, expected: str | None) -> str:
+def _odd_line(path: RootPath, number: int, found: str | None, expected: str | None) -> str:
     if found is None:
         return f"{path}:{number}: written in neither dialect or in both at once"
     return f"{path}:{number}: in the {found} dialect, but the episode is in the {expected} one; mixed files are refused"

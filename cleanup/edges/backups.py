@@ -10,18 +10,16 @@ itself until a later run replaces it and keeps it. So a state is put together fr
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import orjson
 
 from cleanup.edges.artifact_files import EpisodePaths
-from cleanup.edges.file_writing import FileVersion, make_folder, read_version, sync_folder
+from cleanup.edges.file_writing import FileVersion, read_pieces, read_version, write_pieces
 from cleanup.edges.remote_root import RemoteRoot
+from cleanup.edges.root_path import RootPath
 from cleanup.errors import ArtifactError, first_line
 from cleanup.names import RunId, check_run_id
 
@@ -75,11 +73,11 @@ class BackupStore:
         self._paths, self._remote = paths, remote
         self._objects = paths.backups / "objects"
 
-    def record_path(self, run_id: RunId) -> Path:
+    def record_path(self, run_id: RunId) -> RootPath:
         """Where the record of a run lies."""
         return self._paths.backups / f"{run_id}.json"
 
-    def object_path(self, version: FileVersion) -> Path:
+    def object_path(self, version: FileVersion) -> RootPath:
         """Where a content lies, if it is kept."""
         return self._objects / version.sha256
 
@@ -108,26 +106,20 @@ class BackupStore:
             )
         return _read_record(path)
 
-    def keep(self, target: Path) -> FileVersion:
-        """Keeps what a file holds now, in an object that the next replacement of the file does not touch."""
-        make_folder(self._objects)
+    def keep(self, target: RootPath) -> FileVersion:
+        """Keeps a copy of what a file holds now, in an object that nothing else can write to."""
+        self._paths.backups.mkdir(like=self._paths.manifests)
         draft = self._objects / f".{target.name}.draft"
-        draft.unlink(missing_ok=True)
-        try:
-            if target.is_symlink():
-                raise OSError
-            os.link(target, draft)
-        except OSError:  # another file system, or one without hard links
-            _copy_synced(target, draft)
-        version = read_version(draft)
-        if self.object_path(version).exists():
+        version = write_pieces(draft, read_pieces(target))
+        kept = self.object_path(version)
+        if kept.exists() and read_version(kept) == version:
             draft.unlink()
         else:
-            draft.replace(self.object_path(version))
-            sync_folder(self._objects)
+            draft.replace(kept)
+            self._objects.sync()
         return version
 
-    def find(self, name: str, version: FileVersion) -> Path:
+    def find(self, name: str, version: FileVersion) -> RootPath:
         """A file that holds what an artifact held.
 
         Args:
@@ -150,7 +142,7 @@ class BackupStore:
             "changed"
         )
 
-    def prune(self, n_kept: int, *, is_first_kept: bool) -> tuple[list[Path], int]:
+    def prune(self, n_kept: int, *, is_first_kept: bool) -> tuple[list[RootPath], int]:
         """Removes the oldest backups, and the contents that only they had.
 
         Args:
@@ -169,7 +161,7 @@ class BackupStore:
         objects, n_bytes = self.drop_unused()
         return records + objects, n_bytes
 
-    def drop_unused(self) -> tuple[list[Path], int]:
+    def drop_unused(self) -> tuple[list[RootPath], int]:
         """Removes contents that no record speaks of; gives them, and how many bytes they held."""
         states = [state for b in self.list_backups() for state in (b.before, b.after)]
         used = {version.sha256 for state in states for version in state.values() if version is not None}
@@ -178,24 +170,18 @@ class BackupStore:
             self._remove(path)
         return sorted(unused), sum(unused.values())
 
-    def _list_objects(self) -> dict[Path, int]:
+    def _list_objects(self) -> dict[RootPath, int]:
         if self._remote is not None:
             return self._remote.list_sizes(self._objects)
         return {path: path.stat().st_size for path in self._objects.iterdir()} if self._objects.is_dir() else {}
 
-    def _remove(self, path: Path) -> None:
+    def _remove(self, path: RootPath) -> None:
         path.unlink(missing_ok=True)
         if self._remote is not None:
             self._remote.remove(path)
 
 
-def _copy_synced(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
-    with target.open("rb") as stream:
-        os.fsync(stream.fileno())
-
-
-def _read_record(path: Path) -> Backup:
+def _read_record(path: RootPath) -> Backup:
     try:
         record = orjson.loads(path.read_bytes())
         states = [

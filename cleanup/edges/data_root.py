@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from cleanup.edges.lease import Lease
 from cleanup.edges.progress_file import end_abandoned
 from cleanup.edges.remote_files import is_url
 from cleanup.edges.remote_root import RemoteRoot
+from cleanup.edges.root_path import RootPath
 from cleanup.edges.write_back import WriteBack, read_settled
 from cleanup.errors import ArtifactError, CleanupError, FacebankError
 from cleanup.names import EpId, RunId, check_ep_id, is_ep_id
@@ -38,7 +38,7 @@ class DataRoot:
         remote: What is behind the URL, or None for a folder.
     """
 
-    path: Path
+    path: RootPath
     remote: RemoteRoot | None = None
 
     @property
@@ -50,7 +50,7 @@ class DataRoot:
         """The episode's files."""
         return EpisodePaths(self.path, ep_id)
 
-    def show(self, path: Path) -> str:
+    def show(self, path: RootPath) -> str:
         """A file of the root as the user would name it."""
         return f"{self.remote.url}/{path.relative_to(self.path).as_posix()}" if self.remote is not None else str(path)
 
@@ -59,8 +59,8 @@ class DataRoot:
         if self.remote is not None:
             return self.remote.list_episodes()
         manifests = self.path / "manifests"
-        names = sorted(p.name for p in manifests.iterdir() if p.is_dir()) if manifests.is_dir() else []
-        return [check_ep_id(name) for name in names if is_ep_id(name)]
+        # A link is listed, too: whoever wants that episode is told, and the others are not held up.
+        return [check_ep_id(p.name) for p in manifests.glob("*") if is_ep_id(p.name)]
 
     def check_episode(self, ep_id: EpId) -> None:
         """Makes sure that an episode has artifacts.
@@ -124,14 +124,14 @@ class DataRoot:
         """Path or URL of an episode's video, or None where there is none."""
         if self.remote is not None:
             return self.remote.video_url(ep_id)
-        path = self.paths(ep_id).video
+        path = self.paths(ep_id).video.system_path  # may be a link: it is only read
         return str(path) if path.exists() else None
 
     def has_facebank(self) -> bool:
         """Whether an embedded Facebank was ever made here."""
         return self.remote is None and self.facebank_folder().exists()
 
-    def facebank_folder(self) -> Path:
+    def facebank_folder(self) -> RootPath:
         """Where the embedded Facebank lies.
 
         Raises:
@@ -194,7 +194,7 @@ class HeldEpisode:
                 files.reverse()
             kept = [store.object_path(v) for v in (backup.before[name] for name in backup.changed) if v is not None]
             remote.publish(self.paths.ep_id, backup.run_id, [store.record_path(backup.run_id), *files], kept)
-            shutil.rmtree(self.paths.backups)  # the mirror's own; the root has them
+            self.paths.backups.rmtree()  # the mirror's own; the root has them
         try:
             store.prune(n_kept, is_first_kept=True)
         except (CleanupError, OSError) as error:
@@ -206,8 +206,8 @@ def resolve_out_root(explicit: str | None, environment: Mapping[str, str], stora
     """The data root: --out-root, SCREENALYTICS_DATA_ROOT, else ./data; a folder or a URL."""
     given = explicit or environment.get(DATA_ROOT_VARIABLE) or DEFAULT_DATA_ROOT
     if not is_url(given):
-        return DataRoot(Path(given).absolute())
+        return DataRoot(RootPath(Path(given)))
     url = given.rstrip("/")
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
-    mirror = Path(storage.cache_dir).expanduser().absolute() / "roots" / digest
+    mirror = RootPath(Path(storage.cache_dir).expanduser() / "roots" / digest)
     return DataRoot(mirror, RemoteRoot(url, mirror))

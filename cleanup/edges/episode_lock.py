@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.backups import BackupStore
-from cleanup.edges.file_writing import make_folder
 from cleanup.edges.lease import FileLease, Lease
 from cleanup.edges.progress_file import end_abandoned
 from cleanup.edges.write_back import recover
@@ -41,35 +40,29 @@ def hold_episode(paths: EpisodePaths, patience_s: float = 0.0) -> Iterator[Lease
     Raises:
         BusyError: Another run holds the episode; the message says which process and since when.
     """
-    make_folder(paths.runs)
+    paths.runs.mkdir(like=paths.manifests)
     deadline = time.monotonic() + patience_s
-    with (paths.runs / "lock").open("a+b") as lock:
+    store = FileLease(paths.runs / "lease.json")
+    with (paths.runs / "lock").open_lock() as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    lock.seek(0)
-                    holder = lock.read().decode(errors="replace").strip() or "another process"
+                    held = store.read()
+                    holder = held["holder"] if held is not None else "another process"
                     raise BusyError(
                         f"{paths.ep_id}: a cleanup is running already ({holder}); wait for it or stop it"
                     ) from None
                 time.sleep(0.2)
-        lease = Lease(FileLease(paths.runs / "lease.json"), paths.ep_id)
-        lock.truncate(0)
-        lock.write(lease.holder.encode())
-        lock.flush()
+        lease = Lease(store, paths.ep_id)
+        lease.acquire()
         try:
-            lease.acquire()
-            try:
-                _tidy_up(paths)
-                yield lease
-            finally:
-                lease.release()
+            _tidy_up(paths)
+            yield lease
         finally:
-            with contextlib.suppress(OSError):  # who held it last is of no use to anybody
-                lock.truncate(0)
+            lease.release()
 
 
 def _tidy_up(paths: EpisodePaths) -> None:

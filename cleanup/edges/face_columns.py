@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +24,7 @@ from cleanup import schemas
 from cleanup.edges.artifact_checks import UNIT_TOLERANCE
 from cleanup.edges.bounded_map import map_ahead
 from cleanup.edges.embedding_text import parse_vectors
+from cleanup.edges.root_path import RootPath
 from cleanup.episode import DOCUMENTED, EMITTED
 from cleanup.input_limits import MAX_INTEGER, MAX_LINE_BYTES
 
@@ -95,7 +95,7 @@ class _Block:
 
 
 def read_plain_faces(
-    path: Path, dialect: str, track_ids: Collection[int], matrix: NDArray[np.floating] | None, fps: float
+    path: RootPath, dialect: str, track_ids: Collection[int], matrix: NDArray[np.floating] | None, fps: float
 ) -> pa.Table | None:
     """The lines of faces.jsonl as STORED_FACE_SCHEMA, all checked, or None if they have to be read one by one.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from cleanup import schemas
 from cleanup.algorithms.face_alignment import CROP_SIZE, estimate_similarity
 from cleanup.edges.file_writing import replace_file
+from cleanup.edges.root_path import RootPath
 from cleanup.edges.video_frames import VideoFrames
 from cleanup.episode import Episode
 from cleanup.errors import ArtifactError
@@ -26,7 +26,7 @@ _THUMB_MARGIN = 0.35
 class ImageFolder:
     """Where pictures go: the folder itself, and how artifacts name it (relative to the data root)."""
 
-    folder: Path
+    folder: RootPath
     name: str
 
 
@@ -101,8 +101,8 @@ def _save_face(
         _write(target.folder / "thumbs" / f"{track}.jpg", cv2.resize(region, size), settings.jpeg_quality)
 
 
-def _write(path: Path, image: NDArray[np.uint8], quality: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write(path: RootPath, image: NDArray[np.uint8], quality: int) -> None:
+    path.parent.mkdir()
     done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise ArtifactError(f"{path}: the picture cannot be encoded")

@@ -1,13 +1,14 @@
-"""Writes files whole or not at all."""
+"""Writes files of a data root whole or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+
+from cleanup.edges.root_path import RootPath
 
 _BUFFER_BYTES = 1 << 20
 
@@ -25,15 +26,22 @@ class FileVersion:
     size: int
 
 
-def read_version(path: Path) -> FileVersion:
+def read_version(path: RootPath) -> FileVersion:
     """What a file holds."""
     with path.open("rb") as stream:
         return FileVersion(hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell())
 
 
-def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> FileVersion:
+def read_pieces(path: RootPath) -> Iterator[bytes]:
+    """A file's content, in pieces."""
+    with path.open("rb") as stream:
+        while piece := stream.read(_BUFFER_BYTES):
+            yield piece
+
+
+def write_pieces(path: RootPath, pieces: Iterable[bytes | memoryview]) -> FileVersion:
     """Writes and fsyncs a file, not atomically; gives what it holds then."""
-    make_folder(path.parent)
+    path.parent.mkdir()
     digest = hashlib.sha256()
     with path.open("wb", buffering=_BUFFER_BYTES) as stream:
         for piece in pieces:
@@ -44,24 +52,7 @@ def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> FileVersio
         return FileVersion(digest.hexdigest(), stream.tell())
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder outlast a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it, in a way that outlasts a power cut."""
-    if not folder.is_dir():
-        make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)
-
-
-def write_synced(path: Path, content: bytes) -> None:
+def write_synced(path: RootPath, content: bytes) -> None:
     """Writes one file atomically: staged beside it, fsynced, renamed."""
     draft = _draft_of(path)
     try:
@@ -70,10 +61,10 @@ def write_synced(path: Path, content: bytes) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    path.parent.sync()
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: RootPath, content: bytes) -> None:
     """Replaces a file that only has to be whole, not to outlast a power cut."""
     draft = _draft_of(path)
     try:
@@ -84,5 +75,5 @@ def replace_file(path: Path, content: bytes) -> None:
         raise
 
 
-def _draft_of(path: Path) -> Path:
+def _draft_of(path: RootPath) -> RootPath:
     return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")

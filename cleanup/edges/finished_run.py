@@ -12,6 +12,7 @@ import orjson
 
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.file_writing import write_synced
+from cleanup.edges.root_path import RootPath
 from cleanup.errors import ArtifactError, first_line
 
 
@@ -25,7 +26,7 @@ def _digest_of_code() -> str:
     return digest.hexdigest()
 
 
-def _digest_of(path: Path) -> str | None:
+def _digest_of(path: RootPath) -> str | None:
     if not path.exists():
         return None
     with path.open("rb") as stream:
@@ -44,7 +45,7 @@ def compute_fingerprint(paths: EpisodePaths, inputs: Mapping[str, Any]) -> str:
     return hashlib.sha256(orjson.dumps(record, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def write_finished(paths: EpisodePaths, fingerprint: str, report: Mapping[str, Any]) -> Path:
+def write_finished(paths: EpisodePaths, fingerprint: str, report: Mapping[str, Any]) -> RootPath:
     """Notes that a run has finished and what it left."""
     content = orjson.dumps({"fingerprint": fingerprint, "report": report}, option=orjson.OPT_INDENT_2)
     write_synced(paths.finished, content)

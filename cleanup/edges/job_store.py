@@ -31,6 +31,7 @@ from typing import Any
 import orjson
 
 from cleanup.edges.file_writing import write_synced
+from cleanup.edges.root_path import RootPath
 from cleanup.errors import BusyError, JobError
 from cleanup.names import EpId, check_ep_id
 
@@ -114,7 +115,7 @@ class JobStore:
                    "is_on_ray": is_on_ray, "key": key}  # fmt: skip
         staged = self._folder / f".{job_id}"
         staged.mkdir(parents=True)
-        write_synced(staged / "request.json", orjson.dumps(request, option=orjson.OPT_INDENT_2))
+        write_synced(RootPath.of_file(staged / "request.json"), orjson.dumps(request, option=orjson.OPT_INDENT_2))
         staged.rename(self._folder / job_id)
         return self.read(job_id)
 
@@ -183,7 +184,7 @@ class JobStore:
             if (folder / "process.json").exists() or (folder / "end.json").exists():
                 raise BusyError(f"job {job_id} was begun before; start a new one")
             who = {"pid": os.getpid(), "host": socket.gethostname(), "started_at": _format(datetime.now(UTC))}
-            write_synced(folder / "process.json", orjson.dumps(who))
+            write_synced(RootPath.of_file(folder / "process.json"), orjson.dumps(who))
             yield folder
 
     def end(self, job_id: str, state: str, error: str | None = None, summary: Mapping[str, Any] | None = None) -> None:
@@ -191,7 +192,7 @@ class JobStore:
         path = self.folder_of(job_id) / "end.json"
         end = {"state": state, "error": error, "summary": summary, "ended_at": _format(datetime.now(UTC))}
         staged = path.with_name(f".end.{os.getpid()}")
-        write_synced(staged, orjson.dumps(end))
+        write_synced(RootPath.of_file(staged), orjson.dumps(end))
         with contextlib.suppress(FileExistsError):
             os.link(staged, path)
         staged.unlink()

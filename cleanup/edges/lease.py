@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import orjson
 
+from cleanup.edges.root_path import RootPath
 from cleanup.errors import BusyError, StorageError
 
 # A lease that was not renewed for so long belongs to a process that is gone.
@@ -134,32 +135,22 @@ class FileLease:
         path: The file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: RootPath) -> None:
         self._path = path
 
     def create(self, record: dict[str, Any]) -> bool:
         """See LeaseStore."""
         draft = self._draft()
-        draft.write_bytes(orjson.dumps(record))
         try:
-            os.link(draft, self._path)
+            draft.write_bytes(orjson.dumps(record))
+            draft.rename_new(self._path)
         except FileExistsError:
             return False
-        except OSError:  # a file system without hard links
-            return self._create_exclusively(record)
         finally:
-            draft.unlink()
+            draft.unlink(missing_ok=True)
         return True
 
-    def _create_exclusively(self, record: dict[str, Any]) -> bool:
-        try:
-            with self._path.open("xb") as stream:
-                stream.write(orjson.dumps(record))
-        except FileExistsError:
-            return False
-        return True
-
-    def _draft(self) -> Path:
+    def _draft(self) -> RootPath:
         # Only the process that holds the lock of this machine is here.
         return self._path.with_name(f".{self._path.name}.{machine_id()}")
 
@@ -187,7 +178,7 @@ class FileLease:
 
     def renew(self, record: dict[str, Any]) -> None:  # noqa: ARG002 -- the file's time is all there is to renew
         """See LeaseStore."""
-        os.utime(self._path)
+        self._path.touch()
 
     def remove(self, record: dict[str, Any]) -> None:
         """See LeaseStore."""

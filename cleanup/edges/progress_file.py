@@ -6,13 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import orjson
 
 from cleanup.edges.file_writing import replace_file
 from cleanup.edges.remote_root import RemoteRoot
+from cleanup.edges.root_path import RootPath
 from cleanup.errors import ArtifactError, StorageError
 from cleanup.names import RunId, check_run_id
 from cleanup.progress import PhaseProgress
@@ -36,7 +36,7 @@ class ProgressFile:
 
     def __init__(
         self,
-        path: Path,
+        path: RootPath,
         ep_id: str,
         run_id: RunId,
         remote: RemoteRoot | None = None,
@@ -50,7 +50,7 @@ class ProgressFile:
         self._phase = ""
         self._phase_started = self._started
         self._record: dict[str, Any] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir()
 
     def __call__(self, event: PhaseProgress) -> None:
         now = time.monotonic()
@@ -114,7 +114,7 @@ class RemoteCopy:
         remote: The data root, or None for nothing to do.
     """
 
-    def __init__(self, path: Path, remote: RemoteRoot | None) -> None:
+    def __init__(self, path: RootPath, remote: RemoteRoot | None) -> None:
         self._path = path
         self._remote = remote if remote is not None and path.is_relative_to(remote.mirror) else None
         self._last = -_REMOTE_INTERVAL_S
@@ -131,7 +131,7 @@ class RemoteCopy:
                 _log.warning("%s", error)
 
 
-def end_abandoned(path: Path, has_committed: Callable[[RunId], bool], report: Path) -> bool:
+def end_abandoned(path: RootPath, has_committed: Callable[[RunId], bool], report: RootPath) -> bool:
     """Ends a progress file whose run is gone without a word.
 
     Args:

@@ -9,10 +9,11 @@ A reader that looks while objects are copied into place may see new files beside
 from __future__ import annotations
 
 import contextlib
+import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import orjson
@@ -20,8 +21,11 @@ import orjson
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.lease import LEASE_S, Lease
 from cleanup.edges.remote_files import open_filesystem, storage_errors
+from cleanup.edges.root_path import RootPath
 from cleanup.errors import ArtifactError, CommittedError, StorageError
 from cleanup.names import EpId, RunId, check_ep_id, is_ep_id
+
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class RemoteRoot:
     """
 
     url: str
-    mirror: Path
+    mirror: RootPath
 
     def list_episodes(self) -> list[EpId]:
         """Ids of the episodes that have artifacts."""
@@ -43,7 +47,9 @@ class RemoteRoot:
         with storage_errors(f"{self.url}/manifests"):
             if not filesystem.exists(folder):
                 return []
-            names = [Path(e["name"]).name for e in filesystem.ls(folder, detail=True) if e["type"] == "directory"]
+            names = [
+                PurePosixPath(e["name"]).name for e in filesystem.ls(folder, detail=True) if e["type"] == "directory"
+            ]
         return [check_ep_id(name) for name in sorted(names) if is_ep_id(name)]
 
     def check_out(self, ep_id: EpId) -> None:
@@ -57,23 +63,23 @@ class RemoteRoot:
         paths.finished.unlink(missing_ok=True)
         with storage_errors(finished):
             if filesystem.exists(name):
-                filesystem.get_file(name, str(paths.finished))
+                _download(filesystem, name, paths.finished)
 
     def fetch_checkpoints(self, ep_id: EpId) -> None:
         """Makes the mirror's checkpoints of an episode those that are stored."""
         self._mirror(EpisodePaths(self.mirror, ep_id).checkpoints)
 
-    def _mirror(self, folder: Path) -> None:
+    def _mirror(self, folder: RootPath) -> None:
         url = self._url_of(folder)
         filesystem, name = open_filesystem(url)
         with storage_errors(url):
             entries = filesystem.find(name, detail=True) if filesystem.exists(name) else {}
-            wanted = {folder / Path(path).relative_to(name): path for path in entries}
-            for local in [p for p in folder.rglob("*") if p.is_file() and p not in wanted] if folder.is_dir() else []:
-                local.unlink()
+            wanted = {folder / str(PurePosixPath(path).relative_to(name)): path for path in entries}
+            for local in list(folder.walk_files()):
+                if local not in wanted:
+                    local.unlink()
             for local, path in wanted.items():
-                local.parent.mkdir(parents=True, exist_ok=True)
-                filesystem.get_file(path, str(local))
+                _download(filesystem, path, local)
 
     def has_episode(self, ep_id: EpId) -> bool:
         """Whether the episode has artifacts."""
@@ -84,23 +90,22 @@ class RemoteRoot:
         path = EpisodePaths(self.mirror, ep_id).video
         return self._url_of(path) if self.is_stored(path) else None
 
-    def is_stored(self, local: Path) -> bool:
+    def is_stored(self, local: RootPath) -> bool:
         """Whether there is something behind a file or folder of the mirror."""
         url = self._url_of(local)
         filesystem, name = open_filesystem(url)
         with storage_errors(url):
             return bool(filesystem.exists(name))
 
-    def fetch(self, local: Path) -> None:
+    def fetch(self, local: RootPath) -> None:
         """Brings one file into the mirror, if it is stored."""
         url = self._url_of(local)
         filesystem, name = open_filesystem(url)
         with storage_errors(url):
             if filesystem.exists(name):
-                local.parent.mkdir(parents=True, exist_ok=True)
-                filesystem.get_file(name, str(local))
+                _download(filesystem, name, local)
 
-    def fetch_some(self, folder: Path, pattern: str) -> None:
+    def fetch_some(self, folder: RootPath, pattern: str) -> None:
         """Makes the mirror's files of a folder that match a pattern those that are stored."""
         url = self._url_of(folder)
         filesystem, name = open_filesystem(url)
@@ -108,25 +113,26 @@ class RemoteRoot:
             local.unlink()
         with storage_errors(url):
             for path in filesystem.glob(f"{name}/{pattern}"):
-                folder.mkdir(parents=True, exist_ok=True)
-                filesystem.get_file(path, str(folder / Path(path).name))
+                _download(filesystem, path, folder / PurePosixPath(path).name)
 
-    def list_sizes(self, folder: Path) -> dict[Path, int]:
+    def list_sizes(self, folder: RootPath) -> dict[RootPath, int]:
         """The stored files of a folder, as places in the mirror, with their sizes."""
         url = self._url_of(folder)
         filesystem, name = open_filesystem(url)
         with storage_errors(url):
             found = filesystem.find(name, detail=True) if filesystem.exists(name) else {}
-            return {folder / Path(path).relative_to(name): int(info["size"]) for path, info in found.items()}
+            return {
+                folder / str(PurePosixPath(path).relative_to(name)): int(info["size"]) for path, info in found.items()
+            }
 
-    def put(self, local: Path) -> None:
+    def put(self, local: RootPath) -> None:
         """Stores one file of the mirror as it is."""
         url = self._url_of(local)
         filesystem, name = open_filesystem(url)
         with storage_errors(url):
-            filesystem.pipe_file(name, local.read_bytes())
+            _upload(filesystem, local, name)
 
-    def remove(self, local: Path) -> None:
+    def remove(self, local: RootPath) -> None:
         """Removes what is stored of a file or folder of the mirror."""
         url = self._url_of(local)
         filesystem, name = open_filesystem(url)
@@ -134,7 +140,7 @@ class RemoteRoot:
             if filesystem.exists(name):
                 filesystem.rm(name, recursive=True)
 
-    def publish(self, ep_id: EpId, run_id: RunId, files: list[Path], kept: list[Path]) -> None:
+    def publish(self, ep_id: EpId, run_id: RunId, files: list[RootPath], kept: list[RootPath]) -> None:
         """Makes the episode's stored files those of the mirror, all or none.
 
         Args:
@@ -154,12 +160,12 @@ class RemoteRoot:
             for path in kept:
                 name = f"{root}/{path.relative_to(self.mirror).as_posix()}"
                 if not filesystem.exists(name):
-                    filesystem.put_file(str(path), name)
+                    _upload(filesystem, path, name)
             for path in files:
                 name = path.relative_to(self.mirror).as_posix()
                 moves.append((f"{staged}/{name}" if path.exists() else None, name))
                 if path.exists():
-                    filesystem.put_file(str(path), f"{root}/{staged}/{name}")
+                    _upload(filesystem, path, f"{root}/{staged}/{name}")
             journal = orjson.dumps({"run_id": run_id, "moves": moves})
             filesystem.pipe_file(f"{root}/{self._journal_name(ep_id)}", journal)
         try:
@@ -203,7 +209,7 @@ class RemoteRoot:
                 ) from error
             self._apply(filesystem, root, paths.ep_id, moves)
 
-    def _url_of(self, local: Path) -> str:
+    def _url_of(self, local: RootPath) -> str:
         return f"{self.url}/{local.relative_to(self.mirror).as_posix()}"
 
     @contextlib.contextmanager
@@ -219,6 +225,18 @@ class RemoteRoot:
             yield lease
         finally:
             lease.release()
+
+
+def _download(filesystem: Any, name: str, local: RootPath) -> None:
+    local.parent.mkdir()
+    with filesystem.open(name, "rb") as source, local.open("wb") as target:
+        shutil.copyfileobj(source, target, _CHUNK_BYTES)
+
+
+def _upload(filesystem: Any, local: RootPath, name: str) -> None:
+    """Stores a file as an object, which is replaced whole."""
+    with local.open("rb") as source:
+        filesystem.pipe_file(name, source.read())
 
 
 class ObjectLease:

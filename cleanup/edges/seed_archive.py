@@ -17,6 +17,7 @@ from cleanup.edges.data_root import DataRoot
 from cleanup.edges.file_writing import write_synced
 from cleanup.edges.pictures import find_fault
 from cleanup.edges.postgres_facebank import PostgresFacebank, Seed
+from cleanup.edges.root_path import RootPath
 from cleanup.edges.seed_images import check_image_name, read_image, write_image
 from cleanup.errors import CleanupError, FacebankError, first_line
 from cleanup.input_limits import (
@@ -80,7 +81,7 @@ def export_seeds(root: DataRoot, facebank: PostgresFacebank, show: str | None, t
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    write_synced(target, buffer.getvalue())
+    write_synced(RootPath.of_file(target), buffer.getvalue())
     return len(seeds), len(images)
 
 

@@ -53,7 +53,7 @@ def check_image_name(name: str) -> str:
 def write_image(root: DataRoot, name: str, content: bytes) -> None:
     """Writes a picture to its place under the data root, whole or not at all."""
     path = root.path / check_image_name(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir()
     write_synced(path, content)
     if root.remote is not None:
         root.remote.put(path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -18,6 +17,7 @@ import pyarrow.ipc
 from cleanup import schemas
 from cleanup.edges.file_writing import write_synced
 from cleanup.edges.remote_root import RemoteRoot
+from cleanup.edges.root_path import RootPath
 from cleanup.errors import ArtifactError, first_line
 from cleanup.interfaces import Engine, OnShard, ShardResult, ignore_shard
 from cleanup.progress import ReportItems, ignore_items
@@ -56,9 +56,9 @@ class CheckpointedEngine:
         remote: Data root behind a URL that the checkpoints are stored in as well, or None.
     """
 
-    def __init__(self, engine: Engine, folder: Path, pass_key: str, remote: RemoteRoot | None = None) -> None:
+    def __init__(self, engine: Engine, folder: RootPath, pass_key: str, remote: RemoteRoot | None = None) -> None:
         self._engine, self._folder, self._pass_key, self._remote = engine, folder, pass_key, remote
-        self._used: set[Path] = set()
+        self._used: set[RootPath] = set()
         self.name = engine.name
 
     @property
@@ -111,17 +111,16 @@ class CheckpointedEngine:
                 if self._remote is not None:
                     self._remote.remove(path)
 
-    def _write(self, path: Path, table: pa.Table) -> None:
+    def _write(self, path: RootPath, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_synced(path, sink.getvalue().to_pybytes())
         if self._remote is not None:
             self._remote.put(path)
 
 
-def _read(path: Path) -> pa.Table:
+def _read(path: RootPath) -> pa.Table:
     try:
         return pa.ipc.open_file(pa.BufferReader(path.read_bytes())).read_all()
     except pa.ArrowInvalid as error:

@@ -7,18 +7,18 @@ import io
 import platform
 import tarfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import orjson
 
 from cleanup.edges.artifact_files import EpisodePaths
+from cleanup.edges.root_path import RootPath
 
 _PACKAGES = ("episode-cleanup", "numpy", "scikit-learn", "pyarrow", "onnxruntime-gpu", "onnxruntime", "av", "ray")
 
 
 def save_bundle(
-    target: Path, source: EpisodePaths, result: EpisodePaths, problems: Sequence[str], run: Mapping[str, Any]
+    target: RootPath, source: EpisodePaths, result: EpisodePaths, problems: Sequence[str], run: Mapping[str, Any]
 ) -> None:
     """Writes a tar.gz with the violations, versions and settings, the artifacts as they are and the refused result.
 
@@ -34,15 +34,20 @@ def save_bundle(
         "platform": platform.platform(), "packages": {name: _version_of(name) for name in _PACKAGES}, **run,
     }  # fmt: skip
     content = orjson.dumps(about, option=orjson.OPT_INDENT_2)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(target, "w:gz") as archive:
+    target.parent.mkdir()
+    with target.open("wb") as stream, tarfile.open(fileobj=stream, mode="w:gz") as archive:
         member = tarfile.TarInfo("violation.json")
         member.size = len(content)
         archive.addfile(member, io.BytesIO(content))
         for folder, paths in (("source", source), ("result", result)):
             for path, name in zip(paths.written, source.written, strict=True):
                 if path.exists():
-                    archive.add(path, f"{folder}/{name.name}", recursive=False)
+                    _add(archive, path, f"{folder}/{name.name}")
+
+
+def _add(archive: tarfile.TarFile, path: RootPath, name: str) -> None:
+    with path.open("rb") as stream:
+        archive.addfile(archive.gettarinfo(arcname=name, fileobj=stream), stream)
 
 
 def _version_of(package: str) -> str | None:

@@ -10,10 +10,9 @@ last; the other way round when an episode is put back. Readers that need all fil
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -21,7 +20,8 @@ import orjson
 
 from cleanup.edges.artifact_files import EpisodePaths, Stamp
 from cleanup.edges.backups import Backup, BackupStore, make_backup
-from cleanup.edges.file_writing import FileVersion, read_version, sync_folder, write_pieces
+from cleanup.edges.file_writing import FileVersion, read_version, write_pieces
+from cleanup.edges.root_path import RootPath
 from cleanup.errors import ArtifactError, BusyError, CleanupError, CommittedError
 from cleanup.names import RunId
 
@@ -44,7 +44,7 @@ class WriteBack:
 
     def __init__(self, paths: EpisodePaths, run_id: RunId, made_by: str, expected: Stamp | None) -> None:
         self._paths, self._run_id, self._made_by, self._expected = paths, run_id, made_by, expected
-        self._staged: dict[Path, FileVersion | None] = {}
+        self._staged: dict[RootPath, FileVersion | None] = {}
         self.staged_paths = paths.staged(run_id)
 
     def __enter__(self) -> WriteBack:
@@ -58,11 +58,11 @@ class WriteBack:
                 self.discard(target)
 
     @property
-    def changed(self) -> list[Path]:
+    def changed(self) -> list[RootPath]:
         """The files that a commit replaces or removes."""
         return list(self._staged)
 
-    def stage(self, contents: Mapping[Path, Iterable[bytes | memoryview]]) -> None:
+    def stage(self, contents: Mapping[RootPath, Iterable[bytes | memoryview]]) -> None:
         """Writes new contents beside the files they are to replace.
 
         Args:
@@ -72,13 +72,14 @@ class WriteBack:
             self._staged[target] = None  # known before it is there, so that it is removed if writing fails
             staged = self._paths.staged_file(target, self._run_id)
             self._staged[target] = write_pieces(staged, pieces)
-            _take_over_owner(staged, target)
+            if target.exists():
+                staged.take_rights_of(target)
 
-    def stage_removal(self, target: Path) -> None:
+    def stage_removal(self, target: RootPath) -> None:
         """Notes that a file is to be gone after the commit."""
         self._staged[target] = None
 
-    def discard(self, target: Path) -> None:
+    def discard(self, target: RootPath) -> None:
         """Forgets what was staged for a file."""
         self._staged.pop(target)
         self._paths.staged_file(target, self._run_id).unlink(missing_ok=True)
@@ -125,7 +126,7 @@ class WriteBack:
         moves = [_move(paths, self._run_id, record_path, record)]
         moves += [_move(paths, self._run_id, target, self._staged[target]) for target in ordered]
         for folder in _folders(paths, moves):
-            sync_folder(folder)
+            folder.sync()
         _write_journal(paths, self._run_id, moves)
         try:
             _apply(paths, moves)
@@ -138,17 +139,7 @@ class WriteBack:
         return backup
 
 
-def _take_over_owner(staged: Path, target: Path) -> None:
-    """What replaces a file may be read and written by whom the file could be."""
-    if target.exists():
-        status = target.stat()
-        staged.chmod(status.st_mode & 0o7777)
-        if os.geteuid() == 0:
-            with contextlib.suppress(PermissionError):  # storage that gives root no rights
-                os.chown(staged, status.st_uid, status.st_gid)
-
-
-def _move(paths: EpisodePaths, run_id: RunId, target: Path, version: FileVersion | None) -> dict[str, Any]:
+def _move(paths: EpisodePaths, run_id: RunId, target: RootPath, version: FileVersion | None) -> dict[str, Any]:
     staged = paths.name_of(paths.staged_file(target, run_id))
     return {
         "target": paths.name_of(target),
@@ -157,17 +148,17 @@ def _move(paths: EpisodePaths, run_id: RunId, target: Path, version: FileVersion
     }
 
 
-def _folders(paths: EpisodePaths, moves: list[dict[str, Any]]) -> list[Path]:
+def _folders(paths: EpisodePaths, moves: list[dict[str, Any]]) -> list[RootPath]:
     return sorted({(paths.root / move["target"]).parent for move in moves})
 
 
 def _write_journal(paths: EpisodePaths, run_id: RunId, moves: list[dict[str, Any]]) -> None:
     journal = {"version": _JOURNAL_VERSION, "run_id": run_id, "moves": moves}
-    draft = paths.journal.with_suffix(".draft")
+    draft = paths.journal.with_name("journal.draft")
     try:
         write_pieces(draft, [orjson.dumps(journal)])
         draft.replace(paths.journal)
-        sync_folder(paths.journal.parent)
+        paths.journal.parent.sync()
     except BaseException:
         # Renamed but perhaps not for good: as nothing is in place yet, it is taken back.
         paths.journal.unlink(missing_ok=True)
@@ -186,9 +177,9 @@ def _apply(paths: EpisodePaths, moves: list[dict[str, Any]]) -> None:
         elif not target.exists() or read_version(target).sha256 != move["sha256"]:
             raise FileNotFoundError(f"{staged} is gone, and {target} is not what it was to become")
     for folder in _folders(paths, moves):
-        sync_folder(folder)
+        folder.sync()
     paths.journal.unlink()
-    sync_folder(paths.journal.parent)
+    paths.journal.parent.sync()
 
 
 def recover(paths: EpisodePaths) -> bool:

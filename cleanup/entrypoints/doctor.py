@@ -125,7 +125,7 @@ def check_data_root(root: DataRoot) -> str:
     """What is found of the data root; a CleanupError says what is wrong."""
     if root.remote is not None:
         return f"{root.name} answers, {len(root.list_episodes())} episodes"
-    path = root.path
+    path = root.path.system_path
     existing = next(p for p in (path, *path.parents) if p.exists())
     if not os.access(existing, os.W_OK):
         raise CleanupError(f"{existing} cannot be written; give another --out-root or change its rights")

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from cleanup.edges.finished_run import compute_fingerprint, read_finished, write
 from cleanup.edges.model_files import sha256_of_file
 from cleanup.edges.progress_file import ProgressFile
 from cleanup.edges.remote_files import is_url
+from cleanup.edges.root_path import RootPath
 from cleanup.edges.shard_checkpoints import CheckpointedEngine, compute_pass_key
 from cleanup.entrypoints.episode_output import Output, open_output
 from cleanup.entrypoints.people_labels import relabel_episodes
@@ -69,6 +69,12 @@ class EpisodeJob:
     progress_file: Path | None = None
     is_resume: bool = True
     skips_unchanged: bool = False
+
+    def progress_path(self, run_id: RunId) -> RootPath:
+        """Where a run of the job says how far it is."""
+        if self.progress_file is not None:
+            return RootPath.of_file(self.progress_file)
+        return self.paths.progress if self.write_back else self.paths.runs / run_id / self.paths.progress.name
 
     @property
     def paths(self) -> EpisodePaths:
@@ -132,10 +138,9 @@ def run_episode_job(
             remote.fetch_checkpoints(job.ep_id)
         run_id = make_run_id()
         run_folder = paths.runs / run_id
-        run_folder.mkdir(parents=True)
+        run_folder.mkdir()
         stack.callback(_remove_if_empty, run_folder)
-        progress_path = job.progress_file or (paths.progress if job.write_back else run_folder / paths.progress.name)
-        progress = ProgressFile(progress_path, job.ep_id, run_id, remote, on_record)
+        progress = ProgressFile(job.progress_path(run_id), job.ep_id, run_id, remote, on_record)
         is_writing = threading.Event()
 
         def fail(error: str) -> None:
@@ -176,7 +181,7 @@ def run_episode_job(
         return record
 
 
-def _remove_if_empty(run_folder: Path) -> None:
+def _remove_if_empty(run_folder: RootPath) -> None:
     with contextlib.suppress(OSError):  # a run that wrote its report elsewhere has put nothing there
         run_folder.rmdir()
 
@@ -363,8 +368,7 @@ def _checkpointed(job: EpisodeJob, inputs: _Inputs, tools: Tools) -> Checkpointe
     """The engine behind the episode's checkpoints; without resume none are there."""
     folder = job.paths.checkpoints
     if not job.is_resume:
-        if folder.exists():
-            shutil.rmtree(folder)
+        folder.rmtree()
         if job.root.remote is not None:
             job.root.remote.remove(folder)
     key = compute_pass_key(inputs.video_sha256, tools.model_sha256, worker_spec(job.settings))
@@ -375,11 +379,13 @@ def _save_images(job: EpisodeJob, run_id: RunId, episode: Episode, inputs: _Inpu
     """Pictures go beside the artifacts, or without write-back into the run folder."""
     from cleanup.edges.face_images import ImageFolder, save_images
 
-    source = inputs.local_video if inputs.video is not None else job.paths.video
+    source = inputs.local_video if inputs.video is not None else job.paths.video.system_path
     folder = job.paths.frames if job.write_back else job.paths.runs / run_id / "frames"
+    folder.parent.mkdir()
+    folder.mkdir(like=job.paths.manifests if job.write_back else None)
     target = ImageFolder(folder, folder.relative_to(job.root.path).as_posix())
     episode = save_images(episode, str(source), target, job.settings.settings.output)
     if job.root.remote is not None:
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        for path in folder.walk_files():
             job.root.remote.put(path)
     return episode

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import filecmp
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -19,7 +16,8 @@ from cleanup.edges.artifact_files import EpisodePaths, Stamp
 from cleanup.edges.artifact_reading import find_violations
 from cleanup.edges.artifact_writing import render_episode, same_json
 from cleanup.edges.data_root import HeldEpisode
-from cleanup.edges.file_writing import write_pieces, write_synced
+from cleanup.edges.file_writing import read_version, write_pieces, write_synced
+from cleanup.edges.root_path import RootPath
 from cleanup.edges.track_metrics import update_track_metrics
 from cleanup.edges.violation_bundle import save_bundle
 from cleanup.edges.write_back import WriteBack
@@ -50,12 +48,12 @@ class Output:
     n_backups: int
 
     @property
-    def run_folder(self) -> Path:
+    def run_folder(self) -> RootPath:
         """The run's own folder."""
         return self.held.paths.runs / self.run_id
 
     @property
-    def report_path(self) -> Path:
+    def report_path(self) -> RootPath:
         """Where the report goes."""
         name = self.held.paths.report.name
         return self.held.paths.report if self.write_back is not None else self.run_folder / name
@@ -104,7 +102,8 @@ class Output:
         try:
             yield scratch
         finally:
-            shutil.rmtree(scratch.root, ignore_errors=True)
+            with contextlib.suppress(OSError):  # what is left goes with the run's folder
+                scratch.root.rmtree()
 
     def check(self) -> None:
         """Makes sure that nothing speaks against writing: before anything is told to others, like the Facebank.
@@ -177,9 +176,9 @@ def open_output(held: HeldEpisode, run_id: RunId, n_backups: int, *, is_written_
         yield dataclasses.replace(output, write_back=write_back)
 
 
-def _is_same(path: Path, staged: Path) -> bool:
+def _is_same(path: RootPath, staged: RootPath) -> bool:
     if not path.exists():
         return False
     if path.suffix == ".json":
         return same_json(path.read_bytes(), staged.read_bytes())
-    return filecmp.cmp(path, staged, shallow=False)
+    return path.stat().st_size == staged.stat().st_size and read_version(path) == read_version(staged)

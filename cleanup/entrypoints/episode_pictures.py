@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import read_episode
 from cleanup.edges.data_root import DataRoot
 from cleanup.edges.job_store import SUCCEEDED, Job
+from cleanup.edges.root_path import RootPath
 
 _MAX_TRACKS = 24
 _MAX_CLUSTERS = 200
 
 
-def find_thumbnail(paths: EpisodePaths, job: Job, track_id: int) -> Path | None:
+def find_thumbnail(paths: EpisodePaths, job: Job, track_id: int) -> RootPath | None:
     """The thumbnail that a job saved of a track, or None; never a file outside the data root."""
     if job.state != SUCCEEDED or job.summary is None:
         return None
     folder = paths.frames if job.summary["write_back"] else paths.runs / job.summary["run_id"] / "frames"
-    path = (folder / "thumbs" / f"track_{track_id:05d}.jpg").resolve()
-    return path if path.is_file() and path.is_relative_to(paths.root.resolve()) else None
+    path = folder / "thumbs" / f"track_{track_id:05d}.jpg"
+    return path if path.is_file() else None
 
 
 def describe_pictures(root: DataRoot, job: Job, url_of: Callable[[int], str]) -> dict[str, Any]:

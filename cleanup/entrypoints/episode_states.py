@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from cleanup.edges.artifact_files import EpisodePaths
@@ -12,7 +9,7 @@ from cleanup.edges.artifact_reading import read_episode
 from cleanup.edges.backups import Backup, State
 from cleanup.edges.data_root import DataRoot
 from cleanup.edges.episode_lock import make_run_id
-from cleanup.edges.file_writing import read_version
+from cleanup.edges.file_writing import read_pieces, read_version
 from cleanup.entrypoints.stop_signals import stop_held
 from cleanup.episode import Episode
 from cleanup.episode_changes import compare_episodes
@@ -20,8 +17,6 @@ from cleanup.errors import ArtifactError
 from cleanup.names import EpId, RunId
 from cleanup.report import measure_episode
 from cleanup.settings import SplitTracksSettings
-
-_CHUNK_BYTES = 1 << 20
 
 
 def read_state(root: DataRoot, ep_id: EpId, state: State) -> Episode:
@@ -36,14 +31,9 @@ def read_state(root: DataRoot, ep_id: EpId, state: State) -> Episode:
         ArtifactError: A content is not kept any more, or the files did not make an episode.
     """
     store = root.backups(ep_id)
-    with tempfile.TemporaryDirectory(prefix="cleanup-state-") as scratch:
-        paths = EpisodePaths(Path(scratch), ep_id)
-        for name, version in state.items():
-            if version is not None:
-                target = paths.root / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.symlink_to(store.find(name, version).absolute())
-        return read_episode(paths)
+    nothing = root.paths(ep_id).backups / "nothing"
+    kept = {name: nothing if version is None else store.find(name, version) for name, version in state.items()}
+    return read_episode(EpisodePaths(root.path, ep_id, kept=kept))
 
 
 def compare_states(before: Episode, after: Episode, gate: SplitTracksSettings) -> dict[str, Any]:
@@ -114,14 +104,8 @@ def restore_backup(root: DataRoot, ep_id: EpId, run_id: RunId, n_backups: int) -
                 if version is None and is_there:
                     write_back.stage_removal(target)
                 elif version is not None and not (is_there and read_version(target) == version):
-                    write_back.stage({target: _read_chunks(store.find(name, version))})
+                    write_back.stage({target: read_pieces(store.find(name, version))})
             if not write_back.changed:
                 return None
             with stop_held():
                 return held.commit(write_back, n_backups, is_backwards=True)
-
-
-def _read_chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            yield chunk

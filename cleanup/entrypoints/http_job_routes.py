@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query
 from fastapi import Path as PathParameter
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 
@@ -21,6 +21,7 @@ from cleanup.entrypoints.http_requests import check_options, choose_season
 from cleanup.entrypoints.job_events import parse_event_id, read_tail, stream_events
 from cleanup.entrypoints.job_pool import JobPool
 from cleanup.entrypoints.job_standing import describe_standing, read_json
+from cleanup.input_limits import MAX_PICTURE_BYTES
 
 _MAX_STREAMS = 200
 
@@ -175,13 +176,14 @@ def _add_pictures(router: APIRouter, root: DataRoot, find_job: Callable[..., Job
         200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}
     }
 
-    @router.get("/{job_id}/pictures/{track_id}", response_class=FileResponse, responses=problems(404) | is_picture)
-    def show_picture(job: found, track_id: Annotated[int, PathParameter(ge=0, le=10**12)]) -> FileResponse:
+    @router.get("/{job_id}/pictures/{track_id}", response_class=Response, responses=problems(404) | is_picture)
+    def show_picture(job: found, track_id: Annotated[int, PathParameter(ge=0, le=10**12)]) -> Response:
         """The thumbnail of a track."""
         path = find_thumbnail(root.paths(job.ep_ids[0]), job, track_id)
         if path is None:
             raise HTTPException(404, f"job {job.job_id} has no picture of track {track_id}; see save_crops")
-        return FileResponse(path, media_type="image/jpeg", headers={"X-Content-Type-Options": "nosniff"})
+        content = path.read_bytes(MAX_PICTURE_BYTES)
+        return Response(content, media_type="image/jpeg", headers={"X-Content-Type-Options": "nosniff"})
 
 
 def _head(job: Job) -> dict[str, Any]:

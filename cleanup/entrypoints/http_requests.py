@@ -50,14 +50,15 @@ def check_episodes(root: DataRoot, ep_ids: list[EpId]) -> None:
     Raises:
         HTTPException: 404 if one is not there, 403 if a link leads outside.
     """
-    inside = root.path.resolve()
+    inside = root.path.system_path.resolve()
     known = set(root.list_episodes()) if root.remote is not None or len(ep_ids) > 1 else None
     for ep_id in ep_ids:
         paths = root.paths(ep_id)
         if not (paths.manifests.is_dir() if known is None else ep_id in known):
             raise HTTPException(404, f"{ep_id}: no such episode under manifests/ of the data root")
         if root.remote is None and not all(
-            p.resolve().is_relative_to(inside) for p in (paths.manifests, paths.embeddings.parent, paths.video)
+            p.system_path.resolve().is_relative_to(inside)
+            for p in (paths.manifests, paths.embeddings.parent, paths.video)
         ):
             raise HTTPException(403, f"{ep_id}: a link leads out of the data root; the API works inside it only")
 
@@ -84,9 +85,9 @@ def _confine_video(root: DataRoot, ep_ids: list[EpId], video: str, *, is_needed:
     if "\0" in video or (len(ep_ids) > 1 and EP_ID_PLACE not in video):
         raise SettingsError(f"video: a season has a video per episode; put {EP_ID_PLACE} into the path")
     for ep_id in ep_ids:
-        path = (root.path / video.replace(EP_ID_PLACE, ep_id)).resolve()
-        if not path.is_relative_to(root.path.resolve()):
+        path = (root.path.system_path / video.replace(EP_ID_PLACE, ep_id)).resolve()
+        if not path.is_relative_to(root.path.system_path.resolve()):
             raise SettingsError(f"video: {video} is outside the data root")
         if is_needed and not path.is_file():
             raise HTTPException(400, f"{ep_id}: not ready: no video at {video}")
-    return str(root.path / video)
+    return str(root.path.system_path / video)

@@ -16,6 +16,7 @@ import orjson
 
 from cleanup.edges.file_writing import replace_file
 from cleanup.edges.job_store import CANCELED, EPISODE, FAILED, SUCCEEDED, Job, JobStore
+from cleanup.edges.root_path import RootPath
 from cleanup.entrypoints.shell import open_root
 from cleanup.entrypoints.stop_signals import Stop, stop_held, stop_let, stop_on_signals
 from cleanup.errors import CleanupError, CommittedError, first_line
@@ -84,7 +85,7 @@ class _Record:
         self._write(record, {**record, "episodes": moved} if is_event else None)
 
     def _write(self, record: Mapping[str, Any], event: Mapping[str, Any] | None) -> None:
-        replace_file(self._folder / "progress.json", orjson.dumps(record))
+        replace_file(RootPath.of_file(self._folder / "progress.json"), orjson.dumps(record))
         if event is not None:
             with (self._folder / "events.jsonl").open("ab") as stream:
                 stream.write(orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE))

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from cleanup.edges.job_store import CANCELED, EPISODE, FAILED, QUEUED, SUCCEEDED, Job
+from cleanup.edges.root_path import RootPath
 from cleanup.errors import ArtifactError
 
 _ENDS = {SUCCEEDED: "done", FAILED: "failed", CANCELED: "canceled"}
@@ -46,7 +47,7 @@ def describe_standing(job: Job, folder: Path) -> dict[str, Any]:
     }
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path | RootPath) -> dict[str, Any] | None:
     """A JSON object, or None where the file is not there.
 
     Raises:

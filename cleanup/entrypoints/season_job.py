@@ -19,6 +19,7 @@ from cleanup.edges.data_root import DataRoot
 from cleanup.edges.episode_lock import make_run_id
 from cleanup.edges.file_writing import write_synced
 from cleanup.edges.progress_file import RemoteCopy
+from cleanup.edges.root_path import RootPath
 from cleanup.entrypoints import season_progress as states
 from cleanup.entrypoints.episode_job import EpisodeJob, run_episode_job
 from cleanup.entrypoints.run_tools import Tools, choose_engine
@@ -158,7 +159,8 @@ def run_season_job(
     run_id = make_run_id()
     folder = job.root.path / "runs" / "seasons" / run_id
     report_path = folder / "season_report.json"
-    progress_path = job.progress_file or folder / "season_progress.json"
+    own = RootPath.of_file(job.progress_file) if job.progress_file else None
+    progress_path = own or folder / "season_progress.json"
     remote_copy = RemoteCopy(progress_path, job.root.remote)
     season = _Season(job, SeasonProgress(run_id, job.ep_ids))
     with Tools(job.settings, job.root) as tools:
@@ -209,10 +211,10 @@ def run_season_job(
         "settings": job.settings.describe(),
         "files": {
             "report": job.root.show(report_path),
-            "progress": str(progress_path) if job.progress_file else job.root.show(progress_path),
+            "progress": str(own) if own is not None else job.root.show(progress_path),
         },
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
     write_synced(report_path, orjson.dumps(report, option=orjson.OPT_INDENT_2))
     if job.root.remote is not None:
         job.root.remote.put(report_path)

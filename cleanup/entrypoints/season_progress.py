@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import orjson
 
 from cleanup.edges.file_writing import replace_file
+from cleanup.edges.root_path import RootPath
 from cleanup.progress import PhaseProgress
 
 QUEUED, RUNNING = "queued", "running"
@@ -108,7 +108,7 @@ def _estimate(elapsed_s: float, share: float) -> float | None:
     return round(elapsed_s * (1 - share) / share, 1) if share >= _MIN_SHARE_FOR_ETA else None
 
 
-def write_season_progress(path: Path, description: dict[str, Any]) -> None:
+def write_season_progress(path: RootPath, description: dict[str, Any]) -> None:
     """Writes the file as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir()
     replace_file(path, orjson.dumps(description, option=orjson.OPT_INDENT_2))

@@ -62,7 +62,11 @@ def build_app(options: ServeOptions, *, token: str | None, hosts: Sequence[str] 
     if options.ray_address is not None:
         runner = RayRunner(options.ray_address, _ray_environment(settings))
     pool = JobPool(
-        root.path, runner, max_running=options.max_jobs, max_waiting=options.max_waiting, max_kept=options.keep_jobs
+        root.path.system_path,
+        runner,
+        max_running=options.max_jobs,
+        max_waiting=options.max_waiting,
+        max_kept=options.keep_jobs,
     )
     access = Access(token, hosts, tuple(options.cors_origins))
     return create_app(root, pool, ReadinessProbe(settings, root, runner), access, options.limits)

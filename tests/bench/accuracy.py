@@ -36,6 +36,7 @@ from cleanup.edges.embedded_postgres import open_embedded_facebank
 from cleanup.edges.local_workers import LocalEngine
 from cleanup.edges.onnx_models import ModelSpec, load_models
 from cleanup.edges.postgres_facebank import PostgresFacebank
+from cleanup.edges.root_path import RootPath
 from cleanup.edges.seed_photos import SeedRules, embed_photos, find_photos
 from cleanup.edges.video_frames import VideoFrames
 from cleanup.entrypoints.episode_job import EpisodeJob, parse_actions, run_episode_job
@@ -125,7 +126,7 @@ def _score_pieces(scene: Scene, outcome: Outcome, known: list[int]) -> dict[str,
 def observe_scene(root: Path, truth_file: Path, settings: ResolvedSettings) -> Scene:
     """One pass over the pixels of an episode, as the product makes it."""
     truth = json.loads(truth_file.read_text())
-    paths = EpisodePaths(root, truth["ep_id"])
+    paths = EpisodePaths(RootPath(root), truth["ep_id"])
     episode = attach_detections(read_episode(paths), settings.settings.observe)
     with VideoFrames(paths.video) as video:
         info = video.info
@@ -155,7 +156,7 @@ def raw_artifacts(scene: Scene, root: Path) -> Outcome:
     """The artifacts as they are."""
     owner = {
         t: i["identity_id"]
-        for i in read_episode(EpisodePaths(root, scene.ep_id)).identities.to_pylist()
+        for i in read_episode(EpisodePaths(RootPath(root), scene.ep_id)).identities.to_pylist()
         for t in i["track_ids"]
     }
     return Outcome(scene.raw_track, [owner[t] for t in scene.raw_track])
@@ -242,8 +243,8 @@ def ours(scene: Scene, root: Path, settings: ResolvedSettings, *, is_grouped: bo
     actions = parse_actions(None if is_grouped else ["split_tracks", "reembed", "recluster"])
     with tempfile.TemporaryDirectory() as scratch:
         copy = copy_data(root, Path(scratch) / "data")
-        run_episode_job(EpisodeJob(scene.ep_id, DataRoot(copy), actions, settings, write_back=True))
-        episode = read_episode(EpisodePaths(copy, scene.ep_id))
+        run_episode_job(EpisodeJob(scene.ep_id, DataRoot(RootPath(copy)), actions, settings, write_back=True))
+        episode = read_episode(EpisodePaths(RootPath(copy), scene.ep_id))
     identities = episode.identities.to_pylist()
     owner = {t: i for i in identities for t in i["track_ids"]}
     n_raw = len(scene.frames)

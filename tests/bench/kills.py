@@ -28,6 +28,7 @@ import psutil
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import find_violations
 from cleanup.edges.episode_lock import hold_episode
+from cleanup.edges.root_path import RootPath
 from cleanup.entrypoints.demo import draw_episode
 from cleanup.names import check_ep_id
 from tests.builders import artifacts_of
@@ -59,7 +60,7 @@ def list_left(root: Path) -> list[str]:
 def strike(original: Path, scratch: Path, number: int, delay_s: float, *, old: Any, new: Any) -> dict[str, Any]:
     """One kill, and everything that is to hold after it."""
     root = copy_data(original, scratch / str(number))
-    paths = EpisodePaths(root, EP)
+    paths = EpisodePaths(RootPath(root), EP)
     process = run(root)
     time.sleep(delay_s)
     is_killed = process.poll() is None
@@ -71,7 +72,7 @@ def strike(original: Path, scratch: Path, number: int, delay_s: float, *, old: A
     while list_left(root) and time.monotonic() < deadline:
         time.sleep(0.05)
     found["faults"] += [f"orphan: {line}" for line in list_left(root)]
-    paths.runs.mkdir(parents=True, exist_ok=True)
+    paths.runs.mkdir()
     with (paths.runs / "lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,7 +89,14 @@ def strike(original: Path, scratch: Path, number: int, delay_s: float, *, old: A
     _, stderr = again.communicate()
     if again.returncode != 0 or artifacts_of(root, EP) != new:
         found["faults"].append(f"the next run: {again.returncode} {stderr.decode()[-300:]}")
-    rubbish = [p for p in (*paths.manifests.rglob(".*"), *paths.runs.rglob(".*"), *paths.backups.rglob(".*"))]
+    rubbish = [
+        p
+        for p in (
+            *paths.manifests.system_path.rglob(".*"),
+            *paths.runs.system_path.rglob(".*"),
+            *paths.backups.system_path.rglob(".*"),
+        )
+    ]
     found["faults"] += [f"left behind: {path.name}" for path in rubbish]
     return found
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cleanup.edges.data_root import DataRoot
+from cleanup.edges.root_path import RootPath
 from cleanup.entrypoints.episode_job import EpisodeJob, run_episode_job
 from cleanup.entrypoints.episode_states import restore_backup
 from cleanup.errors import CleanupError, describe_os_error
@@ -28,14 +29,16 @@ SETTINGS = resolve_for_run({"device": "cpu"}, None, None)
 
 
 def run(root: str, ep_id: str) -> None:
-    job = EpisodeJob(check_ep_id(ep_id), DataRoot(Path(root)), ("split_tracks", "recluster"), SETTINGS, write_back=True)
+    job = EpisodeJob(
+        check_ep_id(ep_id), DataRoot(RootPath(Path(root))), ("split_tracks", "recluster"), SETTINGS, write_back=True
+    )
     run_episode_job(job)
 
 
 def act(request: dict[str, Any]) -> None:
     if request.get("restore"):
         ep_id, run_id = check_ep_id(request["ep_id"]), check_run_id(request["restore"])
-        restore_backup(DataRoot(Path(request["root"])), ep_id, run_id, 10)
+        restore_backup(DataRoot(RootPath(Path(request["root"]))), ep_id, run_id, 10)
     else:
         run(request["root"], request["ep_id"])
 

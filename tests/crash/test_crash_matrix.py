@@ -23,6 +23,7 @@ from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import find_violations
 from cleanup.edges.backups import BackupStore
 from cleanup.edges.episode_lock import hold_episode
+from cleanup.edges.root_path import RootPath
 from tests.builders import DOCUMENTED_EP, EMITTED_EP, artifacts_of, write_episode
 from tests.conftest import ROOT
 
@@ -66,13 +67,13 @@ def read_progress(paths: EpisodePaths) -> dict[str, Any] | None:
 def state_of(root: Path, ep_id: str) -> dict[str, bytes]:
     """The artifacts, and whether there is a report; backups belong to it: a run that did not happen has none."""
     report = root / "manifests" / ep_id / "cleanup_report.json"
-    backups = BackupStore(EpisodePaths(root, ep_id)).list_backups()
+    backups = BackupStore(EpisodePaths(RootPath(root), ep_id)).list_backups()
     return {**artifacts_of(root, ep_id), "report": str(report.exists()).encode(), "backups": str(len(backups)).encode()}
 
 
 def check_case(root: Path, ep_id: str, answer: dict[str, Any], old: Any, new: Any, ask: Ask) -> bool:
     """Recovers, checks everything that a user may see, runs again; gives whether the state was the new one."""
-    paths = EpisodePaths(root, ep_id)
+    paths = EpisodePaths(RootPath(root), ep_id)
     with hold_episode(paths):
         pass
     state = state_of(root, ep_id)
@@ -141,7 +142,7 @@ def test_a_restore_that_strikes_a_fault_at_any_call_is_all_or_nothing(tmp_path: 
     old = artifacts_of(clean, ep_id)
     ask(root=str(clean), ep_id=ep_id)
     new = artifacts_of(clean, ep_id)
-    (backup,) = BackupStore(EpisodePaths(clean, ep_id)).list_backups()
+    (backup,) = BackupStore(EpisodePaths(RootPath(clean), ep_id)).list_backups()
     shutil.copytree(clean, tmp_path / "traced")
     trace = ask(root=str(tmp_path / "traced"), ep_id=ep_id, restore=backup.run_id)["trace"]
     assert artifacts_of(tmp_path / "traced", ep_id) == old
@@ -151,7 +152,7 @@ def test_a_restore_that_strikes_a_fault_at_any_call_is_all_or_nothing(tmp_path: 
         root = tmp_path / str(at)
         shutil.copytree(clean, root)
         answer = ask(root=str(root), ep_id=ep_id, at=at, error=error, restore=backup.run_id)
-        with hold_episode(EpisodePaths(root, ep_id)):
+        with hold_episode(EpisodePaths(RootPath(root), ep_id)):
             pass
         state = artifacts_of(root, ep_id)
         assert state in (old, new), trace[at - 1]

@@ -13,6 +13,7 @@ import pytest
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import find_violations, read_episode
 from cleanup.edges.artifact_writing import render_episode, same_json
+from cleanup.edges.root_path import RootPath
 from cleanup.errors import ArtifactError
 from cleanup.names import check_ep_id
 from tests.builders import DOCUMENTED_EP, EMITTED_EP, write_episode
@@ -21,12 +22,12 @@ EP = {"documented": DOCUMENTED_EP, "emitted": EMITTED_EP}
 
 
 def file_of(paths: EpisodePaths, name: str) -> Path:
-    return paths.embeddings if name == "faces.npy" else paths.manifests / name
+    return (paths.embeddings if name == "faces.npy" else paths.manifests / name).system_path
 
 
 @pytest.mark.parametrize("dialect", ["documented", "emitted"])
 def test_a_round_trip_changes_nothing(tmp_path: Path, dialect: str) -> None:
-    paths = EpisodePaths(tmp_path, write_episode(tmp_path, dialect))
+    paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, dialect))
 
     rendered = render_episode(read_episode(paths), "2026-02-02T00:00:00Z")
 
@@ -38,7 +39,7 @@ def test_a_round_trip_changes_nothing(tmp_path: Path, dialect: str) -> None:
 @pytest.mark.shared
 @pytest.mark.parametrize("ep_id", ["bbt-s01e01", "bbt-s01e02", "hamilton-s01e01"])
 def test_a_round_trip_of_a_real_episode_changes_nothing(shared: Path, ep_id: str) -> None:
-    paths = EpisodePaths(shared / "data", ep_id)
+    paths = EpisodePaths(RootPath(shared / "data"), ep_id)
 
     for name, pieces in render_episode(read_episode(paths), "now").items():
         old, content = file_of(paths, name).read_bytes(), b"".join(pieces)
@@ -77,7 +78,7 @@ VIOLATIONS = [
 def test_a_broken_line_is_named(
     tmp_path: Path, dialect: str, name: str, line: int, change: Callable[[dict[str, Any]], None], message: str
 ) -> None:
-    paths = EpisodePaths(tmp_path, write_episode(tmp_path, dialect))
+    paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, dialect))
     change_line(file_of(paths, name), line, change)
 
     with pytest.raises(ArtifactError, match=message):
@@ -102,7 +103,7 @@ def test_a_broken_line_is_named(
 def test_a_broken_line_of_one_dialect_is_named(
     tmp_path: Path, dialect: str, name: str, line: int, change: Callable[[dict[str, Any]], None], message: str
 ) -> None:
-    paths = EpisodePaths(tmp_path, write_episode(tmp_path, dialect))
+    paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, dialect))
     change_line(file_of(paths, name), line, change)
 
     with pytest.raises(ArtifactError, match=message):
@@ -113,7 +114,7 @@ def test_a_broken_line_of_one_dialect_is_named(
 @pytest.mark.parametrize("dialect", ["documented", "emitted"])
 @pytest.mark.parametrize("content", [None, b""], ids=["missing", "empty"])
 def test_a_missing_or_empty_file_is_named(tmp_path: Path, dialect: str, name: str, content: bytes | None) -> None:
-    paths = EpisodePaths(tmp_path, write_episode(tmp_path, dialect))
+    paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, dialect))
     path = file_of(paths, name)
     path.unlink() if content is None else path.write_bytes(content)
 
@@ -122,7 +123,7 @@ def test_a_missing_or_empty_file_is_named(tmp_path: Path, dialect: str, name: st
 
 
 def test_a_cut_off_line_is_named(tmp_path: Path) -> None:
-    paths = EpisodePaths(tmp_path, write_episode(tmp_path, "emitted"))
+    paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, "emitted"))
     paths.faces.write_bytes(paths.faces.read_bytes()[:-40])
 
     with pytest.raises(ArtifactError, match=r"faces.jsonl:36: not valid JSON .*cut off"):
@@ -130,31 +131,31 @@ def test_a_cut_off_line_is_named(tmp_path: Path) -> None:
 
 
 def test_faces_npy_of_another_length_or_order_is_refused(tmp_path: Path) -> None:
-    paths = EpisodePaths(tmp_path, write_episode(tmp_path, "emitted"))
-    matrix = np.load(paths.embeddings)
+    paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, "emitted"))
+    matrix = np.load(paths.embeddings.system_path)
 
-    np.save(paths.embeddings, matrix[:-1])
+    np.save(paths.embeddings.system_path, matrix[:-1])
     assert find_violations(paths) == [f"{paths.embeddings}: 35 rows, but 36 lines of faces.jsonl carry an embedding"]
-    np.save(paths.embeddings, matrix[::-1])
+    np.save(paths.embeddings.system_path, matrix[::-1])
     assert find_violations(paths) == [f"{paths.embeddings}: row 0 is not the embedding of faces.jsonl:1"]
 
 
 def test_mixed_dialects_are_refused_at_the_first_odd_line(tmp_path: Path) -> None:
-    paths = EpisodePaths(tmp_path, write_episode(tmp_path, "emitted"))
-    other = EpisodePaths(tmp_path, write_episode(tmp_path, "documented"))
-    lines = paths.faces.read_text().splitlines()
+    paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, "emitted"))
+    other = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, "documented"))
+    lines = paths.faces.system_path.read_text().splitlines()
     lines[6] = other.faces.read_text().splitlines()[6]
-    paths.faces.write_text("\n".join(lines))
+    paths.faces.system_path.write_text("\n".join(lines))
 
     with pytest.raises(ArtifactError, match=r"faces.jsonl:7: in the documented dialect"):
         read_episode(paths)
 
 
 def test_a_track_in_two_identities_or_unknown_is_refused(tmp_path: Path) -> None:
-    paths = EpisodePaths(tmp_path, write_episode(tmp_path, "emitted"))
-    document = json.loads(paths.identities.read_text())
+    paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, "emitted"))
+    document = json.loads(paths.identities.system_path.read_text())
     document["identities"][0]["track_ids"] = [1, 2, 77]
-    paths.identities.write_text(json.dumps(document, indent=1))
+    paths.identities.system_path.write_text(json.dumps(document, indent=1))
 
     problems = find_violations(paths)
 
@@ -163,9 +164,9 @@ def test_a_track_in_two_identities_or_unknown_is_refused(tmp_path: Path) -> None
 
 
 def test_all_violations_are_collected(tmp_path: Path) -> None:
-    paths = EpisodePaths(tmp_path, write_episode(tmp_path, "documented"))
+    paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, "documented"))
     for line in (2, 5, 9):
-        change_line(paths.faces, line, set_value("bbox", [1, 1, 0, 0]))
+        change_line(paths.faces.system_path, line, set_value("bbox", [1, 1, 0, 0]))
 
     assert [p.split(":")[1] for p in find_violations(paths)][:3] == ["2", "5", "9"]
 

@@ -18,6 +18,7 @@ from cleanup.edges.artifact_reading import find_violations, read_episode
 from cleanup.edges.artifact_writing import render_episode
 from cleanup.edges.embedding_text import PRESENT, close_record, format_numbers, open_record, parse_vectors
 from cleanup.edges.face_columns import read_plain_faces
+from cleanup.edges.root_path import RootPath
 from cleanup.episode import Episode
 from tests.builders import write_episode
 
@@ -29,7 +30,7 @@ def read_by_line(paths: EpisodePaths, monkeypatch: pytest.MonkeyPatch) -> Episod
 
 
 def read_plain(paths: EpisodePaths, dialect: str) -> object:
-    return read_plain_faces(paths.faces, dialect, {1, 2, 3}, np.load(paths.embeddings), 24.0)
+    return read_plain_faces(paths.faces, dialect, {1, 2, 3}, np.load(paths.embeddings.system_path), 24.0)
 
 
 def edit(paths: EpisodePaths, change: Callable[[bytes], bytes]) -> None:
@@ -41,7 +42,7 @@ def edit(paths: EpisodePaths, change: Callable[[bytes], bytes]) -> None:
 
 @pytest.mark.parametrize("dialect", ["documented", "emitted"])
 def test_both_readers_give_the_same(tmp_path: Path, dialect: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = EpisodePaths(tmp_path, write_episode(tmp_path, dialect))
+    paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, dialect))
     assert read_plain(paths, dialect) is not None
 
     in_columns, by_line = read_episode(paths), read_by_line(paths, monkeypatch)
@@ -53,7 +54,7 @@ def test_both_readers_give_the_same(tmp_path: Path, dialect: str, monkeypatch: p
 @pytest.mark.shared
 @pytest.mark.parametrize("ep_id", ["bbt-s01e01", "bbt-s01e02"])
 def test_both_readers_give_the_same_of_real_episodes(shared: Path, ep_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = EpisodePaths(shared / "data", ep_id)
+    paths = EpisodePaths(RootPath(shared / "data"), ep_id)
 
     in_columns, by_line = read_episode(paths), read_by_line(paths, monkeypatch)
 
@@ -111,7 +112,7 @@ def patch(line: bytes, **values: object) -> bytes:
 
 @pytest.mark.parametrize("case", ODD)
 def test_odd_lines_are_read_all_the_same(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = EpisodePaths(tmp_path, write_episode(tmp_path, "documented"))
+    paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, "documented"))
     edit(paths, ODD[case])
 
     episode = read_episode(paths)
@@ -121,7 +122,7 @@ def test_odd_lines_are_read_all_the_same(tmp_path: Path, case: str, monkeypatch:
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_lines_are_named_with_their_number(tmp_path: Path, case: str) -> None:
-    paths = EpisodePaths(tmp_path, write_episode(tmp_path, "documented"))
+    paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, "documented"))
     edit(paths, WRONG[case])
 
     assert read_plain(paths, "documented") is None
@@ -130,7 +131,7 @@ def test_wrong_lines_are_named_with_their_number(tmp_path: Path, case: str) -> N
 
 @pytest.mark.parametrize("at_the_top", ["", ', "embedding": null', ', "embedding" : []', ', "embedding": [7]'])
 def test_an_embedding_further_in_is_not_the_face_s(tmp_path: Path, at_the_top: str) -> None:
-    paths = EpisodePaths(tmp_path, write_episode(tmp_path, "documented"))
+    paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, "documented"))
 
     def hide(line: bytes) -> bytes:
         record = json.loads(line)
@@ -144,9 +145,9 @@ def test_an_embedding_further_in_is_not_the_face_s(tmp_path: Path, at_the_top: s
 
 
 def test_a_row_of_the_matrix_that_is_another_is_seen(tmp_path: Path) -> None:
-    paths = EpisodePaths(tmp_path, write_episode(tmp_path, "documented"))
-    matrix = np.load(paths.embeddings)
-    np.save(paths.embeddings, np.roll(matrix, 1, axis=0))
+    paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, "documented"))
+    matrix = np.load(paths.embeddings.system_path)
+    np.save(paths.embeddings.system_path, np.roll(matrix, 1, axis=0))
 
     assert read_plain(paths, "documented") is None
     assert "row 0 is not the embedding" in find_violations(paths)[0]
@@ -154,7 +155,7 @@ def test_a_row_of_the_matrix_that_is_another_is_seen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dialect", ["documented", "emitted"])
 def test_only_changed_lines_are_written_anew(tmp_path: Path, dialect: str) -> None:
-    paths = EpisodePaths(tmp_path, write_episode(tmp_path, dialect))
+    paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, dialect))
     old = paths.faces.read_bytes().splitlines()
     episode = read_episode(paths)
     rows = schemas.face_rows(episode.faces)
@@ -173,7 +174,7 @@ def test_only_changed_lines_are_written_anew(tmp_path: Path, dialect: str) -> No
 
 
 def test_a_face_that_lost_its_embedding_and_a_new_one(tmp_path: Path) -> None:
-    paths = EpisodePaths(tmp_path, write_episode(tmp_path, "emitted"))
+    paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, "emitted"))
     episode = read_episode(paths)
     rows = schemas.face_rows(episode.faces)
     rows[0].update(reject_reason="blurry:3.0", has_embedding=False)
@@ -192,7 +193,7 @@ def test_a_face_that_lost_its_embedding_and_a_new_one(tmp_path: Path) -> None:
 
 
 def test_boxes_of_one_place_become_one(tmp_path: Path) -> None:
-    paths = EpisodePaths(tmp_path, write_episode(tmp_path, "emitted"))
+    paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, "emitted"))
     episode = read_episode(paths)
     keys = list(zip(episode.boxes["track_id"].to_pylist(), episode.boxes["frame_idx"].to_pylist(), strict=True))
 

@@ -27,6 +27,7 @@ from cleanup.edges.artifact_reading import find_violations, read_episode
 from cleanup.edges.artifact_writing import render_episode
 from cleanup.edges.model_files import find_model_files
 from cleanup.edges.pictures import find_fault
+from cleanup.edges.root_path import RootPath
 from cleanup.edges.seed_archive import _read_archive
 from cleanup.edges.video_frames import VideoFrames
 from cleanup.errors import ArtifactError, CleanupError, FacebankError, ModelError, SettingsError, VideoError
@@ -41,7 +42,7 @@ FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChec
 
 @pytest.fixture(params=DIALECTS)
 def paths(tmp_path: Path, request: pytest.FixtureRequest) -> EpisodePaths:
-    return EpisodePaths(tmp_path, write_episode(tmp_path, request.param))
+    return EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, request.param))
 
 
 def edit(path: Path, number: int, **values: Any) -> None:
@@ -83,11 +84,11 @@ def nest(depth: int) -> Any:
 
 @pytest.mark.parametrize("name", ["tracks.jsonl", "faces.jsonl"])
 def test_fields_nobody_knows_may_be_nested_as_deep_as_they_can_be_written(paths: EpisodePaths, name: str) -> None:
-    edit(paths.manifests / name, 2, theirs=nest(100))
+    edit((paths.manifests / name).system_path, 2, theirs=nest(100))
     before = (paths.manifests / name).read_bytes()
     assert b"".join(render_episode(read_episode(paths), "now")[name]) == before
 
-    edit(paths.manifests / name, 2, theirs=nest(300))
+    edit((paths.manifests / name).system_path, 2, theirs=nest(300))
     refused(paths, rf"{name}:2: nested deeper than 250 levels")
 
 
@@ -96,7 +97,7 @@ def test_numbers_no_file_can_mean_are_named(paths: EpisodePaths) -> None:
     track: Any = "track-" + "9" * 20 if is_documented else 2**63
     for values in ({"frame_idx": 2**63}, {"frame_idx": -1}, {"track_id": track}):
         before = paths.faces.read_bytes()
-        edit(paths.faces, 3, **values)
+        edit(paths.faces.system_path, 3, **values)
         refused(paths, rf"faces.jsonl:3: .*{next(iter(values))}")
         paths.faces.write_bytes(before)
 
@@ -105,21 +106,21 @@ def test_numbers_no_file_can_mean_are_named(paths: EpisodePaths) -> None:
     ("key", "value"), [("metadata", None), ("metadata", []), ("config", 3), ("stats", "x"), ("identities", {})]
 )
 def test_a_document_whose_parts_are_something_else(paths: EpisodePaths, key: str, value: Any) -> None:
-    document = json.loads(paths.identities.read_text())
-    paths.identities.write_text(json.dumps({**document, key: value}))
+    document = json.loads(paths.identities.system_path.read_text())
+    paths.identities.system_path.write_text(json.dumps({**document, key: value}))
 
     refused(paths, rf"identities.json: ({key} is a \w+ instead of an object|has no list of identities)")
 
 
 def test_metrics_whose_counts_are_something_else(tmp_path: Path) -> None:
-    paths = EpisodePaths(tmp_path, write_episode(tmp_path, "emitted"))
+    paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, "emitted"))
     for metrics, what in (
         (None, "metrics is a NoneType"),
         ({"appearance_gate": 1}, "appearance_gate is a int"),
         ({"appearance_gate": {"splits": []}}, "splits is a list"),
         ({"appearance_gate": {"splits": {"hard": "many"}}}, "splits.hard is 'many' instead of a count"),
     ):
-        paths.track_metrics.write_text(json.dumps({"ep_id": paths.ep_id, "metrics": metrics}))
+        paths.track_metrics.system_path.write_text(json.dumps({"ep_id": paths.ep_id, "metrics": metrics}))
         refused(paths, rf"track_metrics.json: .*{what}")
 
 
@@ -134,15 +135,15 @@ def test_a_header_of_numpy_that_is_none(paths: EpisodePaths, header: bytes) -> N
 
 
 def test_rows_that_are_not_finite_are_named_without_a_warning(paths: EpisodePaths) -> None:
-    rows = np.load(paths.embeddings)
+    rows = np.load(paths.embeddings.system_path)
     rows[3] = np.inf
-    np.save(paths.embeddings, rows)
+    np.save(paths.embeddings.system_path, rows)
 
     refused(paths, r"faces.npy: row 3 is not finite")
 
 
 def test_what_a_terminal_would_obey_is_written_out(paths: EpisodePaths) -> None:
-    edit(paths.faces, 3, face_id="\x1b]0;owned\x07\nline", frame_idx="x")
+    edit(paths.faces.system_path, 3, face_id="\x1b]0;owned\x07\nline", frame_idx="x")
 
     problem, *_ = find_violations(paths)
     assert problem.isprintable() and r"\x1b]0;owned\x07\nline" in problem
@@ -177,9 +178,9 @@ JSON = st.recursive(
 @given(st.sampled_from(DIALECTS), st.sampled_from(["tracks.jsonl", "faces.jsonl"]), st.integers(0, 30), JSON)
 def test_any_value_anywhere_is_taken_or_named(dialect: str, name: str, place: int, value: Any) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        paths = EpisodePaths(Path(scratch), write_episode(Path(scratch), dialect))
+        paths = EpisodePaths(RootPath(Path(scratch)), write_episode(Path(scratch), dialect))
         record = read_lines(paths.manifests / name)[0]
-        edit(paths.manifests / name, 1, **{sorted(record)[place % len(record)]: value})
+        edit((paths.manifests / name).system_path, 1, **{sorted(record)[place % len(record)]: value})
         before = snapshot(Path(scratch))
 
         problems = find_violations(paths)
@@ -197,7 +198,7 @@ def test_any_value_anywhere_is_taken_or_named(dialect: str, name: str, place: in
 )
 def test_any_bytes_in_place_of_a_file_are_named(dialect: str, content: bytes, name: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        paths = EpisodePaths(Path(scratch), write_episode(Path(scratch), dialect))
+        paths = EpisodePaths(RootPath(Path(scratch)), write_episode(Path(scratch), dialect))
         (paths.embeddings if name == "faces.npy" else paths.manifests / name).write_bytes(content)
 
         assert any(name in problem for problem in find_violations(paths))

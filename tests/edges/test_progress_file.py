@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from cleanup.edges.progress_file import ProgressFile
+from cleanup.edges.root_path import RootPath
 from cleanup.names import check_run_id
 from cleanup.progress import PhaseProgress
 
@@ -13,7 +14,7 @@ RUN = check_run_id("20260314T092653.589793Z-4711")
 
 
 def test_the_documented_keys_are_there_and_the_end_carries_the_summary(tmp_path: Path) -> None:
-    progress = ProgressFile(tmp_path / "a" / "progress.json", "x-s01e01", RUN)
+    progress = ProgressFile(RootPath.of_file(tmp_path / "a" / "progress.json"), "x-s01e01", RUN)
     progress(PhaseProgress("split_tracks", 1, 4, 5, 10, "gate"))
     first = json.loads(progress.path.read_text())
     progress.finish({"ep_id": "x-s01e01"})
@@ -27,7 +28,7 @@ def test_the_documented_keys_are_there_and_the_end_carries_the_summary(tmp_path:
 
 
 def test_no_number_goes_backwards_and_writes_are_rare(tmp_path: Path) -> None:
-    progress = ProgressFile(tmp_path / "progress.json", "x-s01e01", RUN)
+    progress = ProgressFile(RootPath.of_file(tmp_path / "progress.json"), "x-s01e01", RUN)
     writes, seen = 0, []
     for done in [0, 1, 50, 40, 60, 3, 100]:
         before = progress.path.read_text() if progress.path.exists() else ""
@@ -42,7 +43,7 @@ def test_no_number_goes_backwards_and_writes_are_rare(tmp_path: Path) -> None:
 
 
 def test_a_failure_says_why(tmp_path: Path) -> None:
-    progress = ProgressFile(tmp_path / "progress.json", "x-s01e01", RUN)
+    progress = ProgressFile(RootPath.of_file(tmp_path / "progress.json"), "x-s01e01", RUN)
     progress(PhaseProgress("reembed", 2, 4, 1, 2))
     progress.fail("disk full")
 

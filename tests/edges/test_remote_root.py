@@ -21,6 +21,7 @@ from cleanup.edges.backups import BackupStore
 from cleanup.edges.episode_lock import hold_episode
 from cleanup.edges.remote_files import NodeCache
 from cleanup.edges.remote_root import RemoteRoot
+from cleanup.edges.root_path import RootPath
 from cleanup.errors import BusyError, StorageError
 from tests.builders import artifacts_of, snapshot
 from tests.conftest import find_free_port
@@ -89,7 +90,7 @@ def test_a_root_on_s3_gives_what_a_folder_gives(s3: Any, drawn: Path, tmp_path: 
     stored = download(s3, tmp_path / "stored")
     assert artifacts_of(stored, EP) == artifacts_of(drawn, EP)
     assert report["files"]["report"] == f"{ROOT_URL}/manifests/{EP}/cleanup_report.json"
-    (backup,) = BackupStore(EpisodePaths(stored, EP)).list_backups()
+    (backup,) = BackupStore(EpisodePaths(RootPath(stored), EP)).list_backups()
     assert backup.run_id == report["files"]["backup"]
     kept = {path.read_bytes() for path in (stored / "backups" / EP / "objects").iterdir()}
     assert {old["faces.jsonl"], old["faces.npy"], old["tracks.jsonl"]} < kept
@@ -123,7 +124,7 @@ def test_what_lies_on_s3_is_validated_unless_a_run_is_at_work_in_the_mirror(
 
     valid = cleanup(*arguments)
     (mirror,) = (tmp_path / "cache" / "roots").iterdir()
-    with hold_episode(EpisodePaths(mirror, EP)):
+    with hold_episode(EpisodePaths(RootPath(mirror), EP)):
         refused = cleanup(*arguments, code=2)
 
     assert f"{EP}: valid, emitted dialect" in valid.stdout
@@ -132,7 +133,7 @@ def test_what_lies_on_s3_is_validated_unless_a_run_is_at_work_in_the_mirror(
 
 def test_a_publication_that_was_cut_off_is_finished_or_never_was(s3: Any, tmp_path: Path) -> None:
     mirror = tmp_path / "mirror"
-    root = RemoteRoot(ROOT_URL, mirror)
+    root = RemoteRoot(ROOT_URL, RootPath(mirror))
     names = ["manifests/demo-s01e01/tracks.jsonl", "manifests/demo-s01e01/faces.jsonl", "embeds/demo-s01e01/faces.npy"]
     n_calls = 0
     while True:
@@ -187,7 +188,7 @@ def _publish_through(filesystem: Any, root: RemoteRoot, files: list[Path]) -> bo
 
 
 def test_storage_that_fails_after_the_commit_point_says_so(s3: Any, tmp_path: Path) -> None:
-    root = RemoteRoot(ROOT_URL, tmp_path / "mirror")
+    root = RemoteRoot(ROOT_URL, RootPath(tmp_path / "mirror"))
     path = root.mirror / "manifests" / EP / "tracks.jsonl"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"new")
@@ -202,7 +203,7 @@ def test_storage_that_fails_after_the_commit_point_says_so(s3: Any, tmp_path: Pa
 
 
 def test_one_run_holds_an_episode_on_all_hosts(s3: Any, tmp_path: Path) -> None:
-    here, there = RemoteRoot(ROOT_URL, tmp_path / "a"), RemoteRoot(ROOT_URL, tmp_path / "b")
+    here, there = RemoteRoot(ROOT_URL, RootPath(tmp_path / "a")), RemoteRoot(ROOT_URL, RootPath(tmp_path / "b"))
 
     with here.hold(EP) as lease:
         lease.check()
@@ -219,7 +220,7 @@ def test_a_lease_that_went_stale_is_taken_over_and_its_run_publishes_nothing(
     s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_root, "LEASE_S", 0.5)
-    here, there = RemoteRoot(ROOT_URL, tmp_path / "a"), RemoteRoot(ROOT_URL, tmp_path / "b")
+    here, there = RemoteRoot(ROOT_URL, RootPath(tmp_path / "a")), RemoteRoot(ROOT_URL, RootPath(tmp_path / "b"))
 
     with here.hold(EP) as lease:
         time.sleep(2.0)  # S3 tells whole seconds
@@ -233,7 +234,7 @@ def test_a_lease_that_is_renewed_holds_whatever_the_hosts_think_of_the_time(
 ) -> None:
     monkeypatch.setattr(remote_root, "LEASE_S", 2.5)
     monkeypatch.setattr(lease_module, "_HEARTBEAT_S", 0.2)
-    here, there = RemoteRoot(ROOT_URL, tmp_path / "a"), RemoteRoot(ROOT_URL, tmp_path / "b")
+    here, there = RemoteRoot(ROOT_URL, RootPath(tmp_path / "a")), RemoteRoot(ROOT_URL, RootPath(tmp_path / "b"))
 
     with here.hold(EP) as lease:
         time.sleep(4.5)

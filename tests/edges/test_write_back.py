@@ -19,6 +19,7 @@ from cleanup.edges.backups import BackupStore
 from cleanup.edges.data_root import DataRoot
 from cleanup.edges.episode_lock import hold_episode, make_run_id
 from cleanup.edges.lease import LEASE_S
+from cleanup.edges.root_path import RootPath
 from cleanup.edges.write_back import WriteBack, recover
 from cleanup.errors import ArtifactError, BusyError, StorageError
 from tests.builders import read_lines, snapshot, write_episode
@@ -26,7 +27,7 @@ from tests.builders import read_lines, snapshot, write_episode
 
 @pytest.fixture
 def paths(tmp_path: Path) -> EpisodePaths:
-    return EpisodePaths(tmp_path, write_episode(tmp_path, "emitted"))
+    return EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, "emitted"))
 
 
 def write(paths: EpisodePaths, contents: dict[Path, bytes]) -> str:
@@ -63,7 +64,7 @@ def test_a_commit_replaces_everything_and_keeps_what_was_there(paths: EpisodePat
     kept = backup.before[paths.name_of(paths.tracks)]
     assert kept is not None and store.object_path(kept).read_bytes() == old
     assert backup.before[paths.name_of(paths.report)] is None
-    assert not paths.journal.exists() and not list(paths.root.rglob("*.staged"))
+    assert not paths.journal.exists() and not list(paths.root.system_path.rglob("*.staged"))
 
 
 def test_the_same_content_is_kept_once(paths: EpisodePaths) -> None:
@@ -112,12 +113,12 @@ def test_pruning_keeps_the_first_and_the_newest_and_what_they_need(paths: Episod
 
 
 def test_an_old_or_changed_journal_is_refused(paths: EpisodePaths) -> None:
-    paths.runs.mkdir(parents=True)
+    paths.runs.mkdir()
     for moves in ([{"target": "../outside", "staged": None, "sha256": None}], [{"target": "x"}], "no list"):
-        paths.journal.write_text(json.dumps({"version": 1, "run_id": "r", "moves": moves}))
+        paths.journal.system_path.write_text(json.dumps({"version": 1, "run_id": "r", "moves": moves}))
         with pytest.raises(ArtifactError, match=r"journal.json: not a readable journal"):
             recover(paths)
-    paths.journal.write_text(json.dumps({"version": 1, "run_id": "r", "moves": [
+    paths.journal.system_path.write_text(json.dumps({"version": 1, "run_id": "r", "moves": [
         {"target": f"manifests/{paths.ep_id}/tracks.jsonl", "staged": f"manifests/{paths.ep_id}/.gone", "sha256": "0"}
     ]}))  # fmt: skip
     with pytest.raises(ArtifactError, match=r"cannot be finished .*gone"):
@@ -132,11 +133,11 @@ def test_another_program_that_writes_meanwhile_is_not_written_over(paths: Episod
             write_back.commit()
 
     assert paths.faces.read_bytes() == b"theirs" and paths.tracks.read_bytes() != b"ours"
-    assert not list(paths.root.rglob("*.staged"))
+    assert not list(paths.root.system_path.rglob("*.staged"))
 
 
 def test_the_mode_of_a_file_stays(paths: EpisodePaths) -> None:
-    paths.tracks.chmod(0o664)
+    paths.tracks.system_path.chmod(0o664)
     write(paths, {paths.tracks: b"new"})
 
     assert paths.tracks.stat().st_mode & 0o777 == 0o664
@@ -231,7 +232,7 @@ HOLDING = textwrap.dedent("""
     from pathlib import Path
     from cleanup.edges.artifact_files import EpisodePaths
     from cleanup.edges.episode_lock import hold_episode
-    with hold_episode(EpisodePaths(Path(sys.argv[1]), sys.argv[2])):
+    with hold_episode(EpisodePaths(RootPath(Path(sys.argv[1])), sys.argv[2])):
         print("held", flush=True)
         time.sleep(60)
 """)

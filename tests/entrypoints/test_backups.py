@@ -11,6 +11,7 @@ import pytest
 
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.backups import BackupStore
+from cleanup.edges.root_path import RootPath
 from tests.builders import artifacts_of, snapshot, write_episode
 from tests.entrypoints.test_cli import cleanup
 
@@ -19,7 +20,7 @@ PEOPLE = (("a", "b"), ("b",), ("a",))
 
 @pytest.fixture(params=["documented", "emitted"])
 def paths(tmp_path: Path, request: pytest.FixtureRequest) -> EpisodePaths:
-    return EpisodePaths(tmp_path, write_episode(tmp_path, request.param, PEOPLE))
+    return EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, request.param, PEOPLE))
 
 
 def run(paths: EpisodePaths, *arguments: str) -> None:
@@ -60,7 +61,7 @@ def test_to_every_earlier_state_and_back_again(paths: EpisodePaths) -> None:
 
 def test_the_way_back_that_is_shown_can_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my data").mkdir()
-    paths = EpisodePaths(tmp_path / "my data", write_episode(tmp_path / "my data", "emitted", PEOPLE))
+    paths = EpisodePaths(RootPath(tmp_path / "my data"), write_episode(tmp_path / "my data", "emitted", PEOPLE))
     monkeypatch.chdir(tmp_path)
     before = paths.tracks.read_bytes()
     ran = cleanup("run", "--ep-id", paths.ep_id, "--out-root", "my data", "--write-back", "--actions", "split_tracks")
@@ -109,7 +110,7 @@ def test_two_runs_are_compared_by_what_they_left(paths: EpisodePaths) -> None:
 
 
 def _identities(paths: EpisodePaths) -> list[str]:
-    return [entry["identity_id"] for entry in json.loads(paths.identities.read_text())["identities"]]
+    return [entry["identity_id"] for entry in json.loads(paths.identities.system_path.read_text())["identities"]]
 
 
 def test_show_says_where_everything_is(paths: EpisodePaths) -> None:

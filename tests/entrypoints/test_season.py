@@ -14,6 +14,7 @@ import pytest
 from click.testing import Result
 
 from cleanup.edges.data_root import DataRoot
+from cleanup.edges.root_path import RootPath
 from cleanup.entrypoints.episode_job import EpisodeJob, parse_actions, run_episode_job
 from cleanup.progress import PhaseProgress
 from cleanup.resolve_settings import resolve_for_run
@@ -145,7 +146,7 @@ def test_people_who_change_while_a_run_is_at_work_count_as_not_yet_seen(root: Pa
     cleanup("facebank", "enroll", "--show", "demo", "--aligned", "--out-root", root, "--models", root / "models",
             root / "seed_photos")  # fmt: skip
     settings = resolve_for_run({"models": str(root / "models"), "device": "cpu"}, None, None)
-    job = EpisodeJob(EP, DataRoot(root), parse_actions(None), settings, skips_unchanged=True)
+    job = EpisodeJob(EP, DataRoot(RootPath(root)), parse_actions(None), settings, skips_unchanged=True)
     removed: list[str] = []
 
     def remove_somebody(event: PhaseProgress) -> None:

@@ -12,6 +12,7 @@ import pytest
 from cleanup import schemas
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import read_episode
+from cleanup.edges.root_path import RootPath
 from cleanup.episode import Episode
 from cleanup.phases.split_tracks import split_tracks
 from cleanup.settings import SplitTracksSettings
@@ -21,7 +22,7 @@ from tests.builders import write_episode
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[..., Episode]:
     def make(*people: tuple[str, ...]) -> Episode:
-        return read_episode(EpisodePaths(tmp_path, write_episode(tmp_path, "emitted", people)))
+        return read_episode(EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, "emitted", people)))
 
     return make
 

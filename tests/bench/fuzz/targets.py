@@ -29,6 +29,7 @@ from cleanup.edges.backups import BackupStore
 from cleanup.edges.embedding_text import open_record, parse_vectors
 from cleanup.edges.model_files import find_model_files
 from cleanup.edges.pictures import decode_picture, find_fault
+from cleanup.edges.root_path import RootPath
 from cleanup.edges.seed_archive import _read_archive
 from cleanup.edges.write_back import recover
 from cleanup.entrypoints.demo import write_embedder
@@ -163,7 +164,7 @@ def _episode(name: str) -> Callable[[Path], Target]:
         seeds, paths = [], {}
         for dialect in DIALECTS:
             ep_id = write_episode(scratch / dialect, dialect, (("a",), ("b",)))
-            paths[dialect] = EpisodePaths(scratch / dialect, check_ep_id(ep_id))
+            paths[dialect] = EpisodePaths(RootPath(scratch / dialect), check_ep_id(ep_id))
             path = _file_of(paths[dialect], name)
             seeds.append(path.read_bytes() if path.exists() else _DETECTION)
 
@@ -193,7 +194,7 @@ def _whole_run(scratch: Path) -> Target:
     episodes = []
     for dialect in DIALECTS:
         ep_id = write_episode(scratch / dialect, dialect, (("a", "b"), ("b",), ("a",)))
-        episodes.append(EpisodePaths(scratch / dialect, check_ep_id(ep_id)))
+        episodes.append(EpisodePaths(RootPath(scratch / dialect), check_ep_id(ep_id)))
         if dialect == "documented":
             episodes[-1].detections.write_bytes(_DETECTION)
 
@@ -299,7 +300,7 @@ def _model(scratch: Path) -> Target:
 
 def _records(scratch: Path) -> Target:
     """Journals and records of backups."""
-    paths = EpisodePaths(scratch, check_ep_id("show-s01e01"))
+    paths = EpisodePaths(RootPath(scratch), check_ep_id("show-s01e01"))
     for folder in (paths.runs, paths.backups, paths.manifests, paths.embeddings.parent):
         folder.mkdir(parents=True)
     record = paths.backups / "20260314T092653.589793Z-4711.json"

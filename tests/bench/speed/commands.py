@@ -19,6 +19,7 @@ from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import read_episode
 from cleanup.edges.artifact_writing import render_episode
 from cleanup.edges.data_root import resolve_out_root
+from cleanup.edges.root_path import RootPath
 from cleanup.entrypoints.episode_job import parse_actions
 from cleanup.entrypoints.season_job import SeasonJob, run_season_job
 from cleanup.resolve_settings import resolve_for_run
@@ -32,7 +33,7 @@ _NOW = "2026-01-01T00:00:00Z"
 
 def _warm_up(root: Path, ep_id: str) -> None:
     """Reads the files once, so that neither side waits for the disk."""
-    paths = EpisodePaths(root, ep_id)
+    paths = EpisodePaths(RootPath(root), ep_id)
     for path in (paths.tracks, paths.faces, paths.embeddings):
         with path.open("rb") as stream:
             while stream.read(1 << 20):
@@ -43,7 +44,7 @@ def _read_and_write(root: Path, ep_id: str, target: Path, *, is_changed: bool) -
     """Read, validate and write an episode; with ``is_changed`` every embedding is another than on disk."""
     _warm_up(root, ep_id)
     started = time.perf_counter()
-    episode = read_episode(EpisodePaths(root, ep_id))
+    episode = read_episode(EpisodePaths(RootPath(root), ep_id))
     preparing = time.perf_counter()
     if is_changed:
         embeddings = schemas.embeddings_of(episode.embedded_faces)
@@ -61,13 +62,13 @@ def _read_and_write(root: Path, ep_id: str, target: Path, *, is_changed: bool) -
 
 def _read_and_write_by_line(root: Path, ep_id: str, target: Path) -> dict[str, Any]:
     """The same with the json module, a line at a time, with the same checks."""
-    paths = EpisodePaths(root, ep_id)
+    paths = EpisodePaths(RootPath(root), ep_id)
     target.mkdir(parents=True, exist_ok=True)
     _warm_up(root, ep_id)
     started = time.perf_counter()
     with paths.tracks.open() as stream:
         tracks = {json.loads(line)["track_id"] for line in stream}
-    matrix, seen = np.load(paths.embeddings), set()
+    matrix, seen = np.load(paths.embeddings.system_path), set()
     with paths.faces.open() as stream, (target / "faces.jsonl").open("w") as output:
         for place, line in enumerate(stream):
             record = json.loads(line)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleanup.edges.artifact_files import EpisodePaths
+from cleanup.edges.root_path import RootPath
 from tests.conftest import SHARED
 
 SOURCE_EP = "bbt-s01e01"
@@ -66,12 +67,12 @@ def repeat_episode(root: Path, ep_id: str, n_times: int, faces_per_turn: int) ->
     Returns:
         The data root.
     """
-    source, target = EpisodePaths(SHARED / "data", SOURCE_EP), EpisodePaths(root, ep_id)
+    source, target = EpisodePaths(RootPath(SHARED / "data"), SOURCE_EP), EpisodePaths(RootPath(root), ep_id)
     if target.identities.exists():
         return root
     n_frames = repeat_video(source.video, target.video, n_times)
     tracks, faces, detections = (_read(p) for p in (source.tracks, source.faces, source.detections))
-    matrix = np.load(source.embeddings)
+    matrix = np.load(source.embeddings.system_path)
     chosen = _first_tracks(tracks, faces, faces_per_turn)
     spans = [t["frame_span"] for t in tracks if t["track_id"] in chosen]
     last = max(stop for _, stop in spans)
@@ -100,7 +101,7 @@ def repeat_episode(root: Path, ep_id: str, n_times: int, faces_per_turn: int) ->
     _write(target.tracks, new_tracks)
     _write(target.faces, new_faces)
     _write(target.detections, new_detections)
-    np.save(target.embeddings, matrix[rows])
+    np.save(target.embeddings.system_path, matrix[rows])
     document = json.loads(source.identities.read_text())
     document["identities"] = [
         {"identity_id": f"identity-{i:05d}", "track_ids": [t], "labels": {}, "locked": False}
@@ -128,7 +129,7 @@ def draw_episode(root: Path, ep_id: str, dialect: str, n_tracks: int, faces_per_
     Returns:
         The data root.
     """
-    paths = EpisodePaths(root, ep_id)
+    paths = EpisodePaths(RootPath(root), ep_id)
     if paths.identities.exists():
         return root
     centres = draw_tracks(n_tracks, max(n_tracks // 20, 2), 0.6)
@@ -136,18 +137,18 @@ def draw_episode(root: Path, ep_id: str, dialect: str, n_tracks: int, faces_per_
     noise = np.random.default_rng(1).normal(size=(n_faces, 512)).astype(np.float32) * np.float32(0.4 / np.sqrt(512))
     rows = np.repeat(centres, faces_per_track, axis=0) + noise
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float64).round(6)
-    paths.manifests.mkdir(parents=True)
+    paths.manifests.mkdir()
     paths.embeddings.parent.mkdir(parents=True)
-    np.save(paths.embeddings, rows.astype(np.float32))
+    np.save(paths.embeddings.system_path, rows.astype(np.float32))
     describe_face, describe_track, describe_identity = _WRITERS[dialect]
-    with paths.faces.open("w") as stream:
+    with paths.faces.system_path.open("w") as stream:
         for i in range(n_faces):
             face = describe_face(ep_id, i, i // faces_per_track + 1, rows[i].tolist())
             stream.write(json.dumps(face) + "\n")
     _write(paths.tracks, [describe_track(ep_id, t, faces_per_track) for t in range(1, n_tracks + 1)])
     identities = [describe_identity(t, faces_per_track) for t in range(1, n_tracks + 1)]
     extra = {"metadata": {"ep_id": ep_id}} if dialect == "documented" else {"config": {}, "stats": {}}
-    paths.identities.write_text(json.dumps({"identities": identities, **extra}))
+    paths.identities.system_path.write_text(json.dumps({"identities": identities, **extra}))
     return root
 
 

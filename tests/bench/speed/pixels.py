@@ -19,6 +19,7 @@ from cleanup.edges.local_workers import LocalEngine
 from cleanup.edges.model_files import find_model_files
 from cleanup.edges.observation_worker import ObservationWorker
 from cleanup.edges.onnx_models import FaceModels, FaceRecogniser, ModelSpec, load_models
+from cleanup.edges.root_path import RootPath
 from cleanup.edges.video_frames import VideoFrames
 from cleanup.entrypoints.run_tools import build_engine, worker_spec
 from cleanup.phases.observe import attach_detections, plan_observations
@@ -41,7 +42,7 @@ def _resolve(profile: str) -> ResolvedSettings:
 
 def _plan(root: Path, ep_id: str, settings: ResolvedSettings) -> tuple[str, list[pa.Table]]:
     """The episode's video and the shards of its pass."""
-    paths = EpisodePaths(root, ep_id)
+    paths = EpisodePaths(RootPath(root), ep_id)
     observe = settings.settings.observe
     episode = attach_detections(read_episode(paths), observe)
     with VideoFrames(paths.video) as video:
@@ -230,7 +231,7 @@ def decode(_folder: Path) -> list[Row]:
     """The pass with models that cost nothing against decoding the same stretch and throwing it away."""
     root = SHARED / "data"
     last = run_side(_decode, root, SOURCE_EP, "balanced").values["last"]
-    video = EpisodePaths(root, SOURCE_EP).video
+    video = EpisodePaths(RootPath(root), SOURCE_EP).video
     ours, bare = take_turns(
         7, lambda: run_side(_decode, root, SOURCE_EP, "balanced"), lambda: run_side(_decode_bare, video, last)
     )
@@ -248,7 +249,7 @@ def decode(_folder: Path) -> list[Row]:
 def sparse(folder: Path) -> list[Row]:
     """Profile low_power where few frames are needed against decoding everything; models cost nothing, as in decode."""
     root = repeat_episode(folder / "sparse", "sparse-s01e01", 8, 130)
-    video = EpisodePaths(root, "sparse-s01e01").video
+    video = EpisodePaths(RootPath(root), "sparse-s01e01").video
     ours, bare = take_turns(
         3,
         lambda: run_side(_decode, root, "sparse-s01e01", "low_power"),
