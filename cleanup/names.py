@@ -72,13 +72,18 @@ def check_person_id(text: str) -> PersonId:
     return PersonId(text)
 
 
+def is_run_id(text: str) -> bool:
+    """Whether a text is the id of a run."""
+    return _RUN_ID.fullmatch(text) is not None
+
+
 def check_run_id(text: str) -> RunId:
     """The id of a run that a text is.
 
     Raises:
         ArtifactError: No run is called so.
     """
-    if not _RUN_ID.fullmatch(text):
+    if not is_run_id(text):
         raise ArtifactError(
             f"run {text!r} is not of the form 20260314T092653.589793Z-4711; cleanup backups list EP_ID shows them"
         )

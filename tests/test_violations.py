@@ -130,7 +130,7 @@ def test_nothing_is_written_and_a_bundle_is_kept(
     assert {"source/tracks.jsonl", "source/faces.jsonl", "source/faces.npy", "source/identities.json"} <= set(names)
     assert ("result/faces.jsonl" in names) == (broken is with_an_empty_box)
     assert about["problems"] and about["settings"]["cluster_thresh"] and about["packages"]["numpy"]
-    progress = json.loads(EpisodePaths(RootPath(tmp_path), ep_id).progress.read_text())
+    progress = json.loads(EpisodePaths(RootPath(tmp_path), ep_id).progress.read_bytes())
     assert progress["phase"] == "failed" and str(bundle) in progress["error"]
     monkeypatch.undo()
     cleanup("run", "--ep-id", ep_id, "--out-root", tmp_path, "--actions", "recluster", "--write-back", "-q")

@@ -1,31 +1,43 @@
 """What an episode's files held before each write-back, kept by content: a record per run, one object per content.
 
     backups/EP_ID/RUN.json           which file held what before and after the run (by SHA-256)
-    backups/EP_ID/objects/SHA256     the contents that were replaced, each once; hard links where the storage has them
+    backups/EP_ID/objects/SHA256     the contents that were replaced, each once; copies that nothing else writes to
 
 A record names every artifact, also those the run left alone. The content of one that was not replaced is the file
 itself until a later run replaces it and keeps it. So a state is put together from objects and from the files there are.
+Records are in the order of the numbers they carry, not of the clocks that named the runs.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import orjson
 
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.file_writing import FileVersion, read_pieces, read_version, write_pieces
+from cleanup.edges.records import RecordError, field, set_aside, take
 from cleanup.edges.remote_root import RemoteRoot
 from cleanup.edges.root_path import RootPath
 from cleanup.errors import ArtifactError, first_line
 from cleanup.names import RunId, check_run_id
 
 _SCHEMA_VERSION = "backup_v1"
+_MAX_TEXT = 200
+_SHA256 = re.compile("[0-9a-f]{64}")
+_log = logging.getLogger(__name__)
 # File -> what it held, or None where it was not there; names are relative to the data root.
 State = Mapping[str, FileVersion | None]
+
+
+class NewerRecordError(RecordError):
+    """A record that another version of this program has written; it is left alone."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,7 @@ class Backup:
     """The record of one write-back.
 
     Attributes:
+        number: Its place in the order of the episode's backups, from 1; 0 where an early version gave none.
         run_id: The run.
         made_by: What wrote: ``run``, ``people`` or ``restore RUN``.
         created_at: When, ISO 8601.
@@ -40,6 +53,7 @@ class Backup:
         after: What they held after it.
     """
 
+    number: int
     run_id: RunId
     made_by: str
     created_at: str
@@ -54,11 +68,6 @@ class Backup:
     def to_json(self) -> bytes:
         """The record as it is stored."""
         return orjson.dumps({"schema_version": _SCHEMA_VERSION, **dataclasses.asdict(self)}, option=orjson.OPT_INDENT_2)
-
-
-def make_backup(run_id: RunId, made_by: str, before: State, after: State) -> Backup:
-    """A record of now."""
-    return Backup(run_id, made_by, datetime.now(UTC).isoformat(timespec="seconds"), before, after)
 
 
 class BackupStore:
@@ -81,15 +90,32 @@ class BackupStore:
         """Where a content lies, if it is kept."""
         return self._objects / version.sha256
 
-    def list_backups(self) -> list[Backup]:
-        """All backups, oldest first.
+    def object_of(self, sha256: str) -> RootPath:
+        """Where the content of a digest lies, if it is kept."""
+        return self._objects / sha256
 
-        Raises:
-            ArtifactError: A record cannot be read.
-        """
+    def make_backup(self, run_id: RunId, made_by: str, before: State, after: State) -> Backup:
+        """A record of now, the last of all."""
+        number = max((backup.number for backup in self.list_backups()), default=0) + 1
+        return Backup(number, run_id, made_by, datetime.now(UTC).isoformat(timespec="seconds"), before, after)
+
+    def list_backups(self) -> list[Backup]:
+        """All backups, oldest first; records that are not whole are named and left out."""
+        backups, odd = self._scan()
+        for error in odd.values():
+            _log.warning("%s; left out", error)
+        return backups
+
+    def _scan(self) -> tuple[list[Backup], dict[RootPath, RecordError]]:
         if self._remote is not None:
             self._remote.fetch_some(self._paths.backups, "*.json")
-        return [_read_record(path) for path in sorted(self._paths.backups.glob("[0-9]*.json"))]
+        found, odd = [], {}
+        for path in self._paths.backups.glob("[0-9]*.json"):
+            try:
+                found.append(self._read_record(path))
+            except RecordError as error:
+                odd[path] = error
+        return sorted(found, key=lambda backup: (backup.number, backup.run_id)), odd
 
     def read(self, run_id: RunId) -> Backup:
         """The backup of a run.
@@ -104,7 +130,7 @@ class BackupStore:
             raise ArtifactError(
                 f"{self._paths.ep_id}: no backup of run {run_id}; cleanup backups list {self._paths.ep_id} has them"
             )
-        return _read_record(path)
+        return self._read_record(path)
 
     def keep(self, target: RootPath) -> FileVersion:
         """Keeps a copy of what a file holds now, in an object that nothing else can write to."""
@@ -162,8 +188,17 @@ class BackupStore:
         return records + objects, n_bytes
 
     def drop_unused(self) -> tuple[list[RootPath], int]:
-        """Removes contents that no record speaks of; gives them, and how many bytes they held."""
-        states = [state for b in self.list_backups() for state in (b.before, b.after)]
+        """Removes contents that no record speaks of; gives them, and how many bytes they held.
+
+        For whoever holds the episode. While there is a record that is not whole, every content may be one of its.
+        """
+        backups, odd = self._scan()
+        for path, error in odd.items():
+            if not isinstance(error, NewerRecordError):
+                set_aside(path, error, "contents in objects/ are kept until it is removed")
+        if odd or self._paths.backups.glob("*.json.unreadable-*"):
+            return [], 0
+        states = [state for b in backups for state in (b.before, b.after)]
         used = {version.sha256 for state in states for version in state.values() if version is not None}
         unused = {path: size for path, size in self._list_objects().items() if path.name not in used}
         for path in unused:
@@ -180,19 +215,29 @@ class BackupStore:
         if self._remote is not None:
             self._remote.remove(path)
 
+    def _read_record(self, path: RootPath) -> Backup:
+        record = take(path, dict)
+        if record.get("schema_version") != _SCHEMA_VERSION:
+            raise NewerRecordError(f"{path}: a record of another version of this program")
+        try:
+            before, after = (self._read_state(field(record, name, dict)) for name in ("before", "after"))
+            if before.keys() != after.keys():
+                raise ValueError("before and after speak of different files")
+            texts = [field(record, name, str)[:_MAX_TEXT] for name in ("made_by", "created_at")]
+            number = field(record, "number", int) if "number" in record else 0
+            return Backup(number, check_run_id(path.stem), texts[0], texts[1], before, after)
+        except (ArtifactError, TypeError, ValueError) as error:
+            raise RecordError(f"{path}: not a readable record of a backup ({first_line(error)})") from error
 
-def _read_record(path: RootPath) -> Backup:
-    try:
-        record = orjson.loads(path.read_bytes())
-        states = [
-            {
-                str(name): None if v is None else FileVersion(str(v["sha256"]), int(v["size"]))
-                for name, v in state.items()
-            }
-            for state in (record["before"], record["after"])
-        ]
-        if states[0].keys() != states[1].keys() or record["schema_version"] != _SCHEMA_VERSION:
-            raise ValueError("of another version of this program")
-        return Backup(check_run_id(path.stem), str(record["made_by"]), str(record["created_at"]), *states)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{path}: not a readable record of a backup ({first_line(error)})") from error
+    def _read_state(self, state: dict[str, Any]) -> State:
+        known = {self._paths.name_of(path) for path in self._paths.written}
+        if not state.keys() <= known:
+            raise ValueError(f"it speaks of {sorted(state.keys() - known)[0]!r}, which no write-back changes")
+        return {name: None if v is None else _read_version_of(v) for name, v in state.items()}
+
+
+def _read_version_of(value: dict[str, Any]) -> FileVersion:
+    sha256, size = field(value, "sha256", str), field(value, "size", int)
+    if not _SHA256.fullmatch(sha256) or size < 0:
+        raise ValueError(f"{sha256!r} of {size} bytes is no content")
+    return FileVersion(sha256, size)

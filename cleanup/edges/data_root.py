@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from cleanup.edges.artifact_files import EpisodePaths, Stamp
 from cleanup.edges.backups import Backup, BackupStore
+from cleanup.edges.early_backups import find_early
 from cleanup.edges.episode_lock import hold_episode
 from cleanup.edges.lease import Lease
 from cleanup.edges.progress_file import end_abandoned
@@ -19,7 +20,7 @@ from cleanup.edges.remote_files import is_url
 from cleanup.edges.remote_root import RemoteRoot
 from cleanup.edges.root_path import RootPath
 from cleanup.edges.write_back import WriteBack, read_settled
-from cleanup.errors import ArtifactError, CleanupError, FacebankError
+from cleanup.errors import ArtifactError, BusyError, CleanupError, FacebankError
 from cleanup.names import EpId, RunId, check_ep_id, is_ep_id
 from cleanup.settings import StorageSettings
 
@@ -117,8 +118,12 @@ class DataRoot:
         return read_settled(paths, lambda: read(paths), finish)
 
     def backups(self, ep_id: EpId) -> BackupStore:
-        """The episode's backups."""
-        return BackupStore(self.paths(ep_id), self.remote)
+        """The episode's backups; those of an early version are brought up to date first."""
+        paths = self.paths(ep_id)
+        if self.remote is None and find_early(paths):
+            with contextlib.suppress(BusyError), self.hold(ep_id):
+                pass
+        return BackupStore(paths, self.remote)
 
     def find_video(self, ep_id: EpId) -> str | None:
         """Path or URL of an episode's video, or None where there is none."""
@@ -161,7 +166,7 @@ class HeldEpisode:
 
     def write_back(self, run_id: RunId, made_by: str, expected: Stamp | None) -> WriteBack:
         """A transaction over the episode's files; see ``WriteBack``."""
-        return WriteBack(self.paths, run_id, made_by, expected)
+        return WriteBack(self.paths, run_id, made_by, expected, self.root.backups(self.paths.ep_id))
 
     def check(self) -> None:
         """Makes sure that the episode is still held.

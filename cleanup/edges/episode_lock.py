@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.backups import BackupStore
+from cleanup.edges.early_backups import migrate_early
 from cleanup.edges.lease import FileLease, Lease
 from cleanup.edges.progress_file import end_abandoned
 from cleanup.edges.write_back import recover
@@ -67,6 +68,6 @@ def hold_episode(paths: EpisodePaths, patience_s: float = 0.0) -> Iterator[Lease
 
 def _tidy_up(paths: EpisodePaths) -> None:
     recover(paths)
-    runs = sorted(paths.runs.glob(f"[0-9]*/{paths.progress.name}"))
-    for path in (*runs[-1:], paths.progress):
+    migrate_early(paths)
+    for path in (*paths.runs.glob(f"[0-9]*/{paths.progress.name}"), paths.progress):
         end_abandoned(path, lambda run_id: BackupStore(paths).record_path(run_id).exists(), paths.report)

@@ -12,8 +12,8 @@ import orjson
 
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.file_writing import write_synced
+from cleanup.edges.records import RecordError, field, set_aside, take
 from cleanup.edges.root_path import RootPath
-from cleanup.errors import ArtifactError, first_line
 
 
 @functools.cache
@@ -57,9 +57,9 @@ def read_finished(paths: EpisodePaths, fingerprint: str) -> dict[str, Any] | Non
     if not paths.finished.exists():
         return None
     try:
-        record = orjson.loads(paths.finished.read_bytes())
-        return dict(record["report"]) if record["fingerprint"] == fingerprint else None
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"{paths.finished}: not a record of a finished run ({first_line(error)}); delete it, to run again"
-        ) from error
+        record = take(paths.finished, dict)
+        known, report = field(record, "fingerprint", str), field(record, "report", dict)
+    except (RecordError, ValueError) as error:
+        set_aside(paths.finished, error, "the episode is run again")
+        return None
+    return report if known == fingerprint else None

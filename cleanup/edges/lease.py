@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -18,12 +19,14 @@ from typing import Any, Protocol
 
 import orjson
 
-from cleanup.edges.root_path import RootPath
+from cleanup.edges.records import RecordError, take
+from cleanup.edges.root_path import RootPath, UnsafePathError
 from cleanup.errors import BusyError, StorageError
 
 # A lease that was not renewed for so long belongs to a process that is gone.
 LEASE_S = 90.0
 _HEARTBEAT_S = 20.0
+_MAX_TEXT = 300
 
 
 class LeaseStore(Protocol):
@@ -125,6 +128,19 @@ class Lease:
                     return
 
 
+def checked(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The record of a lease, whatever it is that was found there: what is no lease is somebody's whom nobody knows.
+
+    Args:
+        record: What was found.
+        where: The lease, for the name of that somebody.
+    """
+    names = ("token", "holder", "machine")
+    if all(isinstance(record.get(name), str) for name in names):
+        return {name: record[name][:_MAX_TEXT] for name in names}
+    return {"token": "", "holder": f"whoever wrote {where}", "machine": ""}
+
+
 class FileLease:
     """A lease as a file, for whoever holds the operating system's lock of the episode on this machine.
 
@@ -157,11 +173,11 @@ class FileLease:
     def read(self) -> dict[str, Any] | None:
         """See LeaseStore."""
         try:
-            return dict(orjson.loads(self._path.read_bytes()))
+            return checked(take(self._path, dict), str(self._path))
         except FileNotFoundError:
             return None
-        except (orjson.JSONDecodeError, TypeError, ValueError):
-            return {"token": "", "holder": f"whoever wrote {self._path}", "machine": ""}
+        except (RecordError, UnsafePathError):
+            return checked({}, str(self._path))
 
     def is_stale(self, record: dict[str, Any]) -> bool:
         """See LeaseStore."""

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from cleanup.edges.file_writing import replace_file
+from cleanup.edges.records import RecordError, field, take
 from cleanup.edges.remote_root import RemoteRoot
 from cleanup.edges.root_path import RootPath
 from cleanup.errors import ArtifactError, StorageError
@@ -131,6 +132,13 @@ class RemoteCopy:
                 _log.warning("%s", error)
 
 
+def _read_summary(report: RootPath) -> dict[str, Any] | None:
+    try:
+        return take(report, dict)
+    except (OSError, RecordError):  # the run's own is gone; another program's is nobody's summary
+        return None
+
+
 def end_abandoned(path: RootPath, has_committed: Callable[[RunId], bool], report: RootPath) -> bool:
     """Ends a progress file whose run is gone without a word.
 
@@ -143,9 +151,9 @@ def end_abandoned(path: RootPath, has_committed: Callable[[RunId], bool], report
         Whether the file was changed.
     """
     try:
-        record = dict(orjson.loads(path.read_bytes()))
-        run_id = check_run_id(str(record["run_id"]))
-    except (OSError, ValueError, TypeError, KeyError, ArtifactError):
+        record = take(path, dict)
+        run_id = check_run_id(field(record, "run_id", str))
+    except (OSError, ValueError, ArtifactError):
         return False
     is_done = has_committed(run_id)
     if record.get("phase") == "done" or (record.get("phase") in _ENDS and not is_done):
@@ -153,7 +161,7 @@ def end_abandoned(path: RootPath, has_committed: Callable[[RunId], bool], report
     if is_done:
         message = "the run was cut off after its commit; its files are in place"
         record.update(phase="done", phase_index=record.get("phase_total", 0), phase_progress=1.0, eta_seconds=0.0)
-        record.update(message=message, summary=orjson.loads(report.read_bytes()))
+        record.update(message=message, summary=_read_summary(report))
         record.pop("error", None)
     else:
         error = "the run ended without a word (killed, or its machine went down); the files are as they were"

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from cleanup.edges.artifact_files import EpisodePaths
-from cleanup.edges.lease import LEASE_S, Lease
+from cleanup.edges.lease import LEASE_S, Lease, checked
 from cleanup.edges.remote_files import open_filesystem, storage_errors
 from cleanup.edges.root_path import RootPath
 from cleanup.errors import ArtifactError, CommittedError, StorageError
@@ -147,7 +147,7 @@ class RemoteRoot:
             ep_id: The episode.
             run_id: The run that made them.
             files: Files of the mirror, in the order they are put into place; what is not in the mirror is removed.
-            kept: Contents for the backup, named by their digest: what there is already is not stored again.
+            kept: Contents for the backup, named by their digest.
 
         Raises:
             StorageError: Before the commit point; nothing has changed.
@@ -159,8 +159,7 @@ class RemoteRoot:
         with storage_errors(self.url):
             for path in kept:
                 name = f"{root}/{path.relative_to(self.mirror).as_posix()}"
-                if not filesystem.exists(name):
-                    _upload(filesystem, path, name)
+                _upload(filesystem, path, name)  # anew, also where one has the name: it may have gone bad
             for path in files:
                 name = path.relative_to(self.mirror).as_posix()
                 moves.append((f"{staged}/{name}" if path.exists() else None, name))
@@ -271,9 +270,12 @@ class ObjectLease:
         """See LeaseStore."""
         with storage_errors(self._url):
             try:
-                return dict(orjson.loads(self._filesystem.cat_file(self._name)))
+                found = orjson.loads(self._filesystem.cat_file(self._name))
             except FileNotFoundError:
                 return None
+            except orjson.JSONDecodeError:
+                found = None
+        return checked(found if isinstance(found, dict) else {}, self._url)
 
     def is_stale(self, record: dict[str, Any]) -> bool:  # noqa: ARG002 -- it is the object's time that counts
         """See LeaseStore."""

@@ -311,14 +311,15 @@ class RootPath:
         """Makes the folder and those above it, if they are not there, in a way that outlasts a power cut.
 
         Args:
-            like: A folder whose rights, and whose parents', those that are made get, level by level; None for those
-                of the folder each is made in.
+            like: A folder whose rights, and whose parents', those that are made get, level by level, as far as it is
+                there; else those of the folder each is made in.
         """
         if not self.parts:
             self.root.mkdir(parents=True, exist_ok=True)
         elif not self.is_dir():
-            model = self.parent if like is None or len(like.parts) != len(self.parts) else like
-            self.parent.mkdir(None if like is None else like.parent if model is like else like)
+            is_peer = like is not None and len(like.parts) == len(self.parts)
+            self.parent.mkdir(like.parent if is_peer and like is not None else like)
+            model = like if is_peer and like is not None and like.is_dir() else self.parent
             with self._named(), self._parent_handle() as folder:
                 try:
                     os.mkdir(self.name, dir_fd=folder)
@@ -389,6 +390,30 @@ class RootPath:
             return False
         return True
 
+    def check_replaceable(self, probe: RootPath) -> None:
+        """Makes sure that something may be renamed to this file's name, without doing it.
+
+        A file is never renamed over a folder, but whether it may be renamed at all is looked at first.
+
+        Args:
+            probe: A name in the same folder that is free; an empty folder has it meanwhile.
+
+        Raises:
+            OSError: It may not: the file is immutable, a mount, or another user's in a sticky folder.
+        """
+        with self._named(), self._parent_handle() as folder:
+            with _opened(self.name, os.O_RDONLY | _FILE, folder) as handle:
+                if _mount_of(handle) != _mount_of(folder):
+                    raise OSError(errno.EBUSY, "is a mount of its own and cannot be replaced", str(self))
+            os.mkdir(probe.name, dir_fd=folder)
+            try:
+                os.rename(self.name, probe.name, src_dir_fd=folder, dst_dir_fd=folder)
+            except OSError as error:
+                if error.errno not in (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            finally:
+                os.rmdir(probe.name, dir_fd=folder)
+
     def _rename(self, target: RootPath, flag: int) -> None:
         if not sys.platform.startswith("linux"):
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(target))
@@ -449,6 +474,15 @@ def _opened(name: str, flags: int, folder: int) -> Iterator[int]:
         yield handle
     finally:
         os.close(handle)
+
+
+def _mount_of(handle: int) -> str | None:
+    """Which mount an open file or folder is in, where the system tells."""
+    try:
+        lines = Path(f"/proc/self/fdinfo/{handle}").read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        return None
+    return next((line for line in lines if line.startswith("mnt_id:")), None)
 
 
 def _take_rights(handle: int, now: os.stat_result, model: os.stat_result, mask: int) -> None:

@@ -16,6 +16,7 @@ import pyarrow.ipc
 
 from cleanup import schemas
 from cleanup.edges.file_writing import write_synced
+from cleanup.edges.records import RecordError, set_aside
 from cleanup.edges.remote_root import RemoteRoot
 from cleanup.edges.root_path import RootPath
 from cleanup.errors import ArtifactError, first_line
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # Goes up when observations are made in another way from the same inputs.
 _FORMAT = 2
+# The observations of one shard: some hundred faces of a few kilobytes each.
+_MAX_BYTES = 1 << 30
 
 
 def compute_pass_key(video_sha256: str, model_sha256: Sequence[str], spec: WorkerSpec) -> str:
@@ -67,7 +70,9 @@ class CheckpointedEngine:
 
     def describe_models(self, report: ReportItems = ignore_items) -> dict[str, dict[str, object]]:
         for path in sorted(self._folder.glob(f"{self._pass_key}-*.arrow")):
-            return schemas.read_provenance(_read(path)).models
+            table = _read(path)
+            if table is not None:
+                return schemas.read_provenance(table).models
         return self._engine.describe_models(report)
 
     def observe(
@@ -75,7 +80,8 @@ class CheckpointedEngine:
     ) -> list[ShardResult]:
         paths = [self._folder / f"{self._pass_key}-{compute_shard_key(shard)}.arrow" for shard in shards]
         self._used.update(paths)
-        results = {i: ShardResult(_read(path), None, 0) for i, path in enumerate(paths) if path.exists()}
+        found = {i: _read(path) for i, path in enumerate(paths)}
+        results = {i: ShardResult(table, None, 0) for i, table in found.items() if table is not None}
         for i, result in results.items():
             on_shard(i, result)
         missing = [i for i in range(len(shards)) if i not in results]
@@ -120,10 +126,22 @@ class CheckpointedEngine:
             self._remote.put(path)
 
 
-def _read(path: RootPath) -> pa.Table:
+def _read(path: RootPath) -> pa.Table | None:
+    """A checkpoint, or None where it is not there or not one: it was only ever worth the time of its shard."""
+    if not path.exists():
+        return None
     try:
-        return pa.ipc.open_file(pa.BufferReader(path.read_bytes())).read_all()
-    except pa.ArrowInvalid as error:
-        raise ArtifactError(
-            f"{path}: not a readable checkpoint ({first_line(error)}); delete it, or use --no-resume"
-        ) from error
+        table = pa.ipc.open_file(pa.BufferReader(path.read_bytes(_MAX_BYTES))).read_all()
+        table.validate(full=True)
+        provenance = schemas.read_provenance(table)
+        dimension = table.schema.field("embedding").type.list_size
+        if not table.schema.equals(schemas.observation_schema(dimension)):
+            raise ValueError("columns of another kind")
+        if not isinstance(provenance.models, dict) or not isinstance(provenance.timings, dict):
+            raise ValueError("it does not say where it comes from")
+    except (pa.ArrowException, ArtifactError, KeyError, AttributeError, TypeError, ValueError) as error:
+        set_aside(
+            path, RecordError(f"{path}: not a readable checkpoint ({first_line(error)})"), "its shard is done again"
+        )
+        return None
+    return table

@@ -1,35 +1,37 @@
 """Writes an episode's files back as one transaction.
 
-New contents are staged and fsynced beside the files they replace. What is about to be replaced is kept as a backup.
-Renaming the journal into place is the commit point: before it, a crash leaves the episode as it was and what is staged
-is rubbish; after it, whoever holds the episode next finishes the replacing from the journal. Each file is replaced by
-an atomic rename, in an order in which no reference ever points nowhere: tracks first, identities later, the report
-last; the other way round when an episode is put back. Readers that need all files of one moment use ``read_settled``.
+New contents are staged and fsynced beside the files they replace. What is about to be replaced is kept as a backup, and
+that each file can be replaced is tried. Renaming the journal into place is the commit point: before it, a crash leaves
+the episode as it was and what is staged is rubbish; after it, whoever holds the episode next finishes the replacing
+from the journal. Where it cannot be finished, by this process or the next, everything that was in place goes back. Each
+file is replaced in one step, in an order in which no reference ever points nowhere: tracks first, identities later, the
+report last; the other way round when an episode is put back. Readers that need all files of one moment use
+``read_settled``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import PurePosixPath
 from types import TracebackType
-from typing import Any, TypeVar
-
-import orjson
+from typing import TypeVar
 
 from cleanup.edges.artifact_files import EpisodePaths, Stamp
-from cleanup.edges.backups import Backup, BackupStore, make_backup
+from cleanup.edges.backups import Backup, BackupStore
 from cleanup.edges.file_writing import FileVersion, read_version, write_pieces
+from cleanup.edges.journal import ChangedMeanwhileError, Journal, Move, read_journal
+from cleanup.edges.records import RecordError, set_aside
 from cleanup.edges.root_path import RootPath
-from cleanup.errors import ArtifactError, BusyError, CleanupError, CommittedError
+from cleanup.errors import ArtifactError, BusyError, CleanupError, CommittedError, StorageError, describe_os_error
 from cleanup.names import RunId
 
-_JOURNAL_VERSION = 1
 # How long a reader waits for a moment in which nobody writes.
 _PATIENCE_S = 10.0
 _GLANCE_S = 0.02
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 class WriteBack:
@@ -40,10 +42,19 @@ class WriteBack:
         run_id: The run that writes.
         made_by: What it is, for the backup's record.
         expected: ``paths.stamp()`` of when the episode was read; None where nothing was read from it.
+        store: The episode's backups; None for those beside the episode.
     """
 
-    def __init__(self, paths: EpisodePaths, run_id: RunId, made_by: str, expected: Stamp | None) -> None:
+    def __init__(
+        self,
+        paths: EpisodePaths,
+        run_id: RunId,
+        made_by: str,
+        expected: Stamp | None,
+        store: BackupStore | None = None,
+    ) -> None:
         self._paths, self._run_id, self._made_by, self._expected = paths, run_id, made_by, expected
+        self._store = store or BackupStore(paths)
         self._staged: dict[RootPath, FileVersion | None] = {}
         self.staged_paths = paths.staged(run_id)
 
@@ -107,102 +118,113 @@ class WriteBack:
 
         Raises:
             ArtifactError: Another program has changed the files meanwhile; nothing was written.
-            OSError: Nothing was written.
-            CommittedError: After the commit point; whoever holds the episode next finishes it.
+            OSError: Nothing was written, or it was put back.
+            CommittedError: After the commit point; whoever holds the episode next finishes or undoes it.
         """
+        self._is_backwards = is_backwards
         self.check()
-        paths, store = self._paths, BackupStore(self._paths)
-        before: dict[str, FileVersion | None] = {}
-        for target in paths.written:
-            is_replaced = target in self._staged
-            before[paths.name_of(target)] = (
-                None if not target.exists() else store.keep(target) if is_replaced else read_version(target)
-            )
-        new = {paths.name_of(target): version for target, version in self._staged.items()}
-        backup = make_backup(self._run_id, self._made_by, before, {**before, **new})
-        record_path = store.record_path(self._run_id)
-        record = write_pieces(paths.staged_file(record_path, self._run_id), [backup.to_json()])
-        ordered = sorted(self._staged, key=paths.written.index, reverse=is_backwards)
-        moves = [_move(paths, self._run_id, record_path, record)]
-        moves += [_move(paths, self._run_id, target, self._staged[target]) for target in ordered]
-        for folder in _folders(paths, moves):
+        before = self._keep()
+        self.check()  # what was kept is what the run read
+        journal = self._plan(before)
+        self._check_replaceable()
+        for folder in journal.folders:
             folder.sync()
-        _write_journal(paths, self._run_id, moves)
+        journal.write(self._paths)
+        kept = {self._paths.root / name: self._store.object_path(v) for name, v in before.items() if v is not None}
         try:
-            _apply(paths, moves)
+            journal.apply()
+        except (OSError, ArtifactError) as error:
+            raise _undone(self._paths, journal, kept, error) from error
+        try:
+            journal.remove(self._paths)
         except OSError as error:
             raise CommittedError(
-                f"{paths.ep_id}: the new files are committed but not all in place ({error}); the next command on the "
-                "episode finishes that"
+                f"{self._paths.ep_id}: the new files are committed, but their journal could not be removed "
+                f"({describe_os_error(error)}); the next command on the episode does that"
             ) from error
         self._staged.clear()
-        return backup
+        with contextlib.suppress(OSError):  # whoever holds the episode next removes it
+            journal.clear()
+        return self._backup
+
+    def _keep(self) -> dict[str, FileVersion | None]:
+        """What all files hold; what is about to be replaced is kept."""
+        before: dict[str, FileVersion | None] = {}
+        for target in self._paths.written:
+            is_kept = target in self._staged
+            before[self._paths.name_of(target)] = (
+                None if not target.exists() else self._store.keep(target) if is_kept else read_version(target)
+            )
+        return before
+
+    def _plan(self, before: Mapping[str, FileVersion | None]) -> Journal:
+        """Stages the backup's record; gives all that is to be moved."""
+        paths = self._paths
+        new = {paths.name_of(target): version for target, version in self._staged.items()}
+        self._backup = self._store.make_backup(self._run_id, self._made_by, before, {**before, **new})
+        target = self._store.record_path(self._run_id)
+        staged = paths.staged_file(target, self._run_id)
+        moves = [Move(target, staged, None, write_pieces(staged, [self._backup.to_json()]).sha256)]
+        for target in sorted(self._staged, key=paths.written.index, reverse=self._is_backwards):
+            old, version = before[paths.name_of(target)], self._staged[target]
+            moves.append(
+                Move(
+                    target,
+                    paths.staged_file(target, self._run_id),
+                    None if old is None else old.sha256,
+                    None if version is None else version.sha256,
+                )
+            )
+        return Journal(self._run_id, tuple(moves))
+
+    def _check_replaceable(self) -> None:
+        """Tries whether each file may be replaced, while nothing has been.
+
+        Raises:
+            OSError: One may not.
+        """
+        for target in self._staged:
+            if target.exists():
+                target.check_replaceable(target.with_name(f".{self._run_id}.probe"))
 
 
-def _move(paths: EpisodePaths, run_id: RunId, target: RootPath, version: FileVersion | None) -> dict[str, Any]:
-    staged = paths.name_of(paths.staged_file(target, run_id))
-    return {
-        "target": paths.name_of(target),
-        "staged": None if version is None else staged,
-        "sha256": None if version is None else version.sha256,
-    }
-
-
-def _folders(paths: EpisodePaths, moves: list[dict[str, Any]]) -> list[RootPath]:
-    return sorted({(paths.root / move["target"]).parent for move in moves})
-
-
-def _write_journal(paths: EpisodePaths, run_id: RunId, moves: list[dict[str, Any]]) -> None:
-    journal = {"version": _JOURNAL_VERSION, "run_id": run_id, "moves": moves}
-    draft = paths.journal.with_name("journal.draft")
+def _undone(paths: EpisodePaths, journal: Journal, kept: Mapping[RootPath, RootPath], error: Exception) -> CleanupError:
+    """Puts back what was replaced before something went wrong; gives the error that says so."""
+    what = describe_os_error(error) if isinstance(error, OSError) else str(error)
     try:
-        write_pieces(draft, [orjson.dumps(journal)])
-        draft.replace(paths.journal)
-        paths.journal.parent.sync()
-    except BaseException:
-        # Renamed but perhaps not for good: as nothing is in place yet, it is taken back.
-        paths.journal.unlink(missing_ok=True)
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def _apply(paths: EpisodePaths, moves: list[dict[str, Any]]) -> None:
-    """Puts everything into place; done twice it is as done once."""
-    for move in moves:
-        target = paths.root / move["target"]
-        if move["staged"] is None:
-            target.unlink(missing_ok=True)
-        elif (staged := paths.root / move["staged"]).exists():
-            staged.replace(target)
-        elif not target.exists() or read_version(target).sha256 != move["sha256"]:
-            raise FileNotFoundError(f"{staged} is gone, and {target} is not what it was to become")
-    for folder in _folders(paths, moves):
-        folder.sync()
-    paths.journal.unlink()
-    paths.journal.parent.sync()
+        journal.undo(kept)
+        journal.remove(paths)
+    except (OSError, ArtifactError) as failure:
+        why = describe_os_error(failure) if isinstance(failure, OSError) else str(failure)
+        return CommittedError(
+            f"{paths.ep_id}: {what}; the new files are committed, not all in place, and could not be put back ({why}); "
+            "the next command on the episode finishes or undoes that"
+        )
+    if isinstance(error, ChangedMeanwhileError):
+        return ArtifactError(f"{what} during the run; its change stays, nothing else was written, run it again")
+    return StorageError(f"{paths.ep_id}: {what}; nothing was written, the files are as they were")
 
 
 def recover(paths: EpisodePaths) -> bool:
     """Finishes a write-back that a crash cut off after its commit point; removes what one left before it.
 
-    For whoever holds the episode.
+    For whoever holds the episode. What cannot be finished is undone.
 
     Returns:
         Whether a write-back was finished.
 
     Raises:
-        ArtifactError: The journal is not one, or what it speaks of is gone.
+        ArtifactError: The journal is of a newer version, or can be neither finished nor undone.
     """
     if paths.journal.exists():
-        moves = _read_journal(paths)
         try:
-            _apply(paths, moves)
-        except FileNotFoundError as error:
-            raise ArtifactError(
-                f"{paths.journal}: a write-back was cut off and cannot be finished ({error}); cleanup backups list "
-                f"{paths.ep_id} shows what there is to go back to, once the journal is moved away"
-            ) from error
-        return True
+            journal = read_journal(paths)
+        except RecordError as error:
+            set_aside(
+                paths.journal, error, f"the episode is taken as it is; cleanup backups list {paths.ep_id} shows more"
+            )
+            return False
+        return _finish(paths, journal)
     rubbish = [
         *paths.manifests.glob(".*.staged"), *paths.embeddings.parent.glob(".*.staged"),
         *paths.backups.glob(".*.staged"), *paths.backups.glob("objects/.*.draft"), *paths.runs.glob("journal.draft"),
@@ -210,33 +232,32 @@ def recover(paths: EpisodePaths) -> bool:
     ]  # fmt: skip
     for path in rubbish:
         path.unlink(missing_ok=True)
+    for path in (*paths.manifests.glob(".*.probe"), *paths.embeddings.parent.glob(".*.probe")):
+        path.rmdir()
     if rubbish:
-        with contextlib.suppress(ArtifactError):  # a record that cannot be read keeps everything
-            BackupStore(paths).drop_unused()  # contents that were kept for what did not come about
+        BackupStore(paths).drop_unused()  # contents that were kept for what did not come about
     return False
 
 
-def _read_journal(paths: EpisodePaths) -> list[dict[str, Any]]:
+def _finish(paths: EpisodePaths, journal: Journal) -> bool:
+    store = BackupStore(paths)
+    kept = {move.target: store.object_of(move.before) for move in journal.moves if move.before}
     try:
-        journal = orjson.loads(paths.journal.read_bytes())
-        if journal["version"] != _JOURNAL_VERSION:
-            raise ValueError("it is of another version of this program")
-        moves = list(journal["moves"])
-        for move in moves:
-            for name in (move["target"], move["staged"]):
-                if name is not None and not _is_inside(paths, name):
-                    raise ValueError(f"it speaks of {name!r}, which is none of the episode's files")
-        return moves
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise ArtifactError(
-            f"{paths.journal}: not a readable journal ({error}); move it away, and see cleanup backups list "
-            f"{paths.ep_id} for what there is to go back to"
-        ) from error
-
-
-def _is_inside(paths: EpisodePaths, name: str) -> bool:
-    folders = {paths.name_of(folder) for folder in (paths.manifests, paths.embeddings.parent, paths.backups)}
-    return str(PurePosixPath(name).parent) in folders and PurePosixPath(name).name not in ("", ".", "..")
+        journal.apply()
+    except (OSError, ArtifactError) as error:
+        undone = _undone(paths, journal, kept, error)
+        if isinstance(undone, CommittedError):
+            raise ArtifactError(
+                f"{paths.journal}: a write-back was cut off and can be neither finished nor undone ({undone}); cleanup "
+                f"backups list {paths.ep_id} shows what there is to go back to, once the journal is moved away"
+            ) from error
+        _log.warning("a write-back that was cut off is undone: %s", undone)
+        is_finished = False
+    else:
+        journal.remove(paths)
+        is_finished = True
+    journal.clear()
+    return is_finished
 
 
 def read_settled(paths: EpisodePaths, read: Callable[[], _T], finish: Callable[[], None]) -> _T:

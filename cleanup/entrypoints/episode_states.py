@@ -100,7 +100,9 @@ def restore_backup(root: DataRoot, ep_id: EpId, run_id: RunId, n_backups: int) -
         with held.write_back(make_run_id(), f"restore {run_id}", expected) as write_back:
             for target in paths.written:
                 name = paths.name_of(target)
-                version, is_there = backup.before.get(name), target.exists()
+                if name not in backup.before:  # a record that does not know a file says nothing about it
+                    continue
+                version, is_there = backup.before[name], target.exists()
                 if version is None and is_there:
                     write_back.stage_removal(target)
                 elif version is not None and not (is_there and read_version(target) == version):

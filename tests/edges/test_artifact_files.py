@@ -144,7 +144,7 @@ def test_mixed_dialects_are_refused_at_the_first_odd_line(tmp_path: Path) -> Non
     paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, "emitted"))
     other = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, "documented"))
     lines = paths.faces.system_path.read_text().splitlines()
-    lines[6] = other.faces.read_text().splitlines()[6]
+    lines[6] = other.faces.system_path.read_text().splitlines()[6]
     paths.faces.system_path.write_text("\n".join(lines))
 
     with pytest.raises(ArtifactError, match=r"faces.jsonl:7: in the documented dialect"):

@@ -142,7 +142,7 @@ def test_a_publication_that_was_cut_off_is_finished_or_never_was(s3: Any, tmp_pa
             (mirror / name).parent.mkdir(parents=True, exist_ok=True)
             (mirror / name).write_bytes(b"new")
         filesystem = _DyingAfter(s3, n_calls)
-        is_cut = _publish_through(filesystem, root, [mirror / name for name in names])
+        is_cut = _publish_through(filesystem, root, [root.mirror / name for name in names])
         root.check_out("demo-s01e01")
 
         stored = [s3.cat_file(f"season/root/{name}") for name in names]
@@ -190,7 +190,7 @@ def _publish_through(filesystem: Any, root: RemoteRoot, files: list[Path]) -> bo
 def test_storage_that_fails_after_the_commit_point_says_so(s3: Any, tmp_path: Path) -> None:
     root = RemoteRoot(ROOT_URL, RootPath(tmp_path / "mirror"))
     path = root.mirror / "manifests" / EP / "tracks.jsonl"
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir()
     path.write_bytes(b"new")
     s3.pipe_file(f"season/root/manifests/{EP}/tracks.jsonl", b"old")
 

@@ -68,16 +68,17 @@ def test_what_a_finished_run_has_no_use_for_is_removed(drawn: Path) -> None:
     assert len(list(folder.iterdir())) == n_files
 
 
-def test_a_torn_checkpoint_is_named_with_what_to_do(drawn: Path) -> None:
+def test_a_torn_checkpoint_is_set_aside_and_its_shard_done_again(drawn: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(drawn, "--quiet")
     torn = sorted((drawn / "runs" / EP / "shards").glob("*.arrow"))[0]
     torn.write_bytes(torn.read_bytes()[:100])
 
-    result = run(drawn, code=2)
-    again = observed(drawn, "--no-resume")
+    run(drawn)
+    again = observed(drawn)
 
-    assert f"{torn}: not a readable checkpoint" in result.stderr and "--no-resume" in result.stderr
-    assert again["shards_from_checkpoints"] == 0
+    (message,) = [record.message for record in caplog.records]
+    assert f"{torn}: not a readable checkpoint" in message and "its shard is done again" in message
+    assert again["shards_from_checkpoints"] == again["shards"] and torn.with_name(f"{torn.name}.unreadable-1").exists()
 
 
 def test_a_video_that_cannot_be_decoded_at_all_fails_the_episode(drawn: Path) -> None:

@@ -18,9 +18,10 @@ from cleanup.edges.artifact_reading import find_violations, read_episode
 from cleanup.edges.backups import BackupStore
 from cleanup.edges.data_root import DataRoot
 from cleanup.edges.episode_lock import hold_episode, make_run_id
+from cleanup.edges.journal import Journal
 from cleanup.edges.lease import LEASE_S
 from cleanup.edges.root_path import RootPath
-from cleanup.edges.write_back import WriteBack, recover
+from cleanup.edges.write_back import WriteBack
 from cleanup.errors import ArtifactError, BusyError, StorageError
 from tests.builders import read_lines, snapshot, write_episode
 
@@ -112,19 +113,6 @@ def test_pruning_keeps_the_first_and_the_newest_and_what_they_need(paths: Episod
     assert n_bytes == 2 and len(removed) == 5  # three records; contents "1" and "2": "0" is what the first run left
 
 
-def test_an_old_or_changed_journal_is_refused(paths: EpisodePaths) -> None:
-    paths.runs.mkdir()
-    for moves in ([{"target": "../outside", "staged": None, "sha256": None}], [{"target": "x"}], "no list"):
-        paths.journal.system_path.write_text(json.dumps({"version": 1, "run_id": "r", "moves": moves}))
-        with pytest.raises(ArtifactError, match=r"journal.json: not a readable journal"):
-            recover(paths)
-    paths.journal.system_path.write_text(json.dumps({"version": 1, "run_id": "r", "moves": [
-        {"target": f"manifests/{paths.ep_id}/tracks.jsonl", "staged": f"manifests/{paths.ep_id}/.gone", "sha256": "0"}
-    ]}))  # fmt: skip
-    with pytest.raises(ArtifactError, match=r"cannot be finished .*gone"):
-        recover(paths)
-
-
 def test_another_program_that_writes_meanwhile_is_not_written_over(paths: EpisodePaths) -> None:
     with WriteBack(paths, make_run_id(), "test", paths.stamp()) as write_back:
         write_back.stage({paths.tracks: [b"ours"]})
@@ -164,17 +152,17 @@ def test_references_hold_at_every_moment_of_a_replacement(
     if is_backwards:
         for path, content in new.items():
             path.write_bytes(content)
-    seen, replace = [], Path.replace
+    seen, exchange = [], RootPath.exchange
 
-    def watch(self: Path, target: Path) -> Path:
+    def watch(self: RootPath, target: RootPath) -> bool:
         seen.append(target.name)
-        replace(self, target)
+        is_done = exchange(self, target)
         assert not find_violations(paths), target
-        return target
+        return is_done
 
     with WriteBack(paths, make_run_id(), "test", None) as write_back:
         write_back.stage({path: [content] for path, content in (old if is_backwards else new).items()})
-        monkeypatch.setattr(Path, "replace", watch)
+        monkeypatch.setattr(RootPath, "exchange", watch)
         write_back.commit(is_backwards=is_backwards)
 
     order = [name for name in seen if name in {p.name for p in paths.written}]
@@ -213,18 +201,23 @@ def test_a_reader_never_sees_a_mix(paths: EpisodePaths) -> None:
         writer.join()
 
 
-def test_a_reader_finishes_what_a_crash_left(paths: EpisodePaths) -> None:
+def cut_off(paths: EpisodePaths, new: dict[RootPath, bytes]) -> None:
+    """Leaves a write-back as a kill does right after its commit point."""
     with WriteBack(paths, make_run_id(), "test", None) as write_back, pytest.MonkeyPatch.context() as patch:
-        write_back.stage({paths.identities: [paths.identities.read_bytes().replace(b'"kept"', b'"next"')]})
-        patch.setattr("cleanup.edges.write_back._apply", lambda *_: (_ for _ in ()).throw(OSError(5, "cut off")))
-        with pytest.raises(StorageError, match="committed but not all in place .* the next command"):
+        write_back.stage({path: [content] for path, content in new.items()})
+        patch.setattr(Journal, "apply", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
             write_back.commit()
     assert paths.journal.exists()
+
+
+def test_a_reader_finishes_what_a_crash_left(paths: EpisodePaths) -> None:
+    cut_off(paths, {paths.identities: paths.identities.read_bytes().replace(b'"kept"', b'"next"')})
 
     episode = DataRoot(paths.root).read_settled(paths.ep_id, read_episode)
 
     assert all(json.loads(row["raw"])["note"] == "next" for row in episode.identities.to_pylist())
-    assert not paths.journal.exists()
+    assert not paths.journal.exists() and not paths.manifests.glob(".*")
 
 
 HOLDING = textwrap.dedent("""
@@ -232,6 +225,7 @@ HOLDING = textwrap.dedent("""
     from pathlib import Path
     from cleanup.edges.artifact_files import EpisodePaths
     from cleanup.edges.episode_lock import hold_episode
+    from cleanup.edges.root_path import RootPath
     with hold_episode(EpisodePaths(RootPath(Path(sys.argv[1])), sys.argv[2])):
         print("held", flush=True)
         time.sleep(60)
@@ -254,8 +248,8 @@ def test_a_second_run_is_told_who_holds_the_episode_and_a_killed_one_holds_nothi
 
 def test_across_hosts_the_lease_holds_until_it_goes_stale(paths: EpisodePaths) -> None:
     """A lease of another machine, as it looks where locks do not reach it."""
-    lease = paths.runs / "lease.json"
-    lease.parent.mkdir(parents=True)
+    paths.runs.mkdir()
+    lease = paths.runs.system_path / "lease.json"
     lease.write_text(json.dumps({"token": "t", "holder": "process 1 on elsewhere since 2026", "machine": "another"}))
 
     with (
@@ -277,7 +271,7 @@ def test_a_lease_is_renewed_while_it_is_held_and_knows_when_it_was_lost(
     paths: EpisodePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cleanup.edges.lease._HEARTBEAT_S", 0.02)
-    path = paths.runs / "lease.json"
+    path = paths.runs.system_path / "lease.json"
     with hold_episode(paths) as lease:
         os.utime(path, (1, 1))
         deadline = time.monotonic() + 20
