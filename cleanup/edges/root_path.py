@@ -228,8 +228,10 @@ class RootPath:
             UnsafePathError: It is a link, a special file or, to append to, has other names.
         """
         if mode == "wb":
-            self.unlink(missing_ok=True)
-            mode = "xb"
+            with contextlib.suppress(FileExistsError):
+                return self.open("xb", buffering)
+            self.unlink()
+            return self.open("xb", buffering)
         with self._named(), self._parent_handle() as folder:
             handle = self._open_in(folder, _FLAGS[mode])
             try:
@@ -314,9 +316,11 @@ class RootPath:
             like: A folder whose rights, and whose parents', those that are made get, level by level, as far as it is
                 there; else those of the folder each is made in.
         """
+        if self.is_dir():
+            return
         if not self.parts:
             self.root.mkdir(parents=True, exist_ok=True)
-        elif not self.is_dir():
+        else:
             is_peer = like is not None and len(like.parts) == len(self.parts)
             self.parent.mkdir(like.parent if is_peer and like is not None else like)
             model = like if is_peer and like is not None and like.is_dir() else self.parent
@@ -455,7 +459,7 @@ class RootPath:
         try:
             yield
         except OSError as error:
-            error.filename = str(self)
+            error.filename, error.filename2 = str(self), None
             raise
 
     def _check_kind(self, status: os.stat_result) -> None:

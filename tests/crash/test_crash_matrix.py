@@ -116,7 +116,7 @@ def test_a_run_that_strikes_a_fault_at_any_call_is_all_or_nothing(
     trace = ask(root=str(clean), ep_id=ep_id)["trace"]
     new = state_of(clean, ep_id)
     kinds = Counter(line.split()[0] for line in trace)
-    assert {"open", "write", "fsync", "rename", "link", "unlink", "mkdir"} <= set(kinds)
+    assert {"open", "write", "fsync", "renameat", "renameat2", "unlinkat", "mkdirat"} <= set(kinds)
     assert old["tracks.jsonl"] != new["tracks.jsonl"] and old["faces.jsonl"] != new["faces.jsonl"]
 
     outcomes = []

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.builders import corrupt_video
 from tests.entrypoints.test_cli import EP, artifacts, cleanup, report_of, run
 
