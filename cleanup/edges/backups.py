@@ -28,7 +28,7 @@ from cleanup.edges.root_path import RootPath
 from cleanup.errors import ArtifactError, first_line
 from cleanup.names import RunId, check_run_id
 
-_SCHEMA_VERSION = "backup_v1"
+_SCHEMA_VERSION, _ANY_VERSION = "backup_v1", re.compile("backup_v[0-9]{1,3}")
 _MAX_TEXT = 200
 _SHA256 = re.compile("[0-9a-f]{64}")
 _log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ State = Mapping[str, FileVersion | None]
 
 
 class NewerRecordError(RecordError):
-    """A record that another version of this program has written; it is left alone."""
+    """A record that a newer version of this program has written; it is left alone."""
 
 
 @dataclass(frozen=True)
@@ -217,15 +217,20 @@ class BackupStore:
 
     def _read_record(self, path: RootPath) -> Backup:
         record = take(path, dict)
-        if record.get("schema_version") != _SCHEMA_VERSION:
-            raise NewerRecordError(f"{path}: a record of another version of this program")
         try:
+            version = field(record, "schema_version", str)
+            if version != _SCHEMA_VERSION and _ANY_VERSION.fullmatch(version):
+                raise NewerRecordError(f"{path}: a record of a newer version of this program")
+            if version != _SCHEMA_VERSION:
+                raise ValueError(f"{version!r} is no version")
             before, after = (self._read_state(field(record, name, dict)) for name in ("before", "after"))
             if before.keys() != after.keys():
                 raise ValueError("before and after speak of different files")
             texts = [field(record, name, str)[:_MAX_TEXT] for name in ("made_by", "created_at")]
             number = field(record, "number", int) if "number" in record else 0
             return Backup(number, check_run_id(path.stem), texts[0], texts[1], before, after)
+        except NewerRecordError:
+            raise
         except (ArtifactError, TypeError, ValueError) as error:
             raise RecordError(f"{path}: not a readable record of a backup ({first_line(error)})") from error
 

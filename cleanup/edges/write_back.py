@@ -181,11 +181,17 @@ class WriteBack:
         """Tries whether each file may be replaced, while nothing has been.
 
         Raises:
-            OSError: One may not.
+            StorageError: One may not.
         """
         for target in self._staged:
             if target.exists():
-                target.check_replaceable(target.with_name(f".{self._run_id}.probe"))
+                try:
+                    target.check_replaceable(target.with_name(f".{self._run_id}.probe"))
+                except OSError as error:
+                    raise StorageError(
+                        f"{target}: cannot be replaced ({error.strerror}): it is immutable, a mount, or another user's "
+                        "in a folder that protects it; nothing was written"
+                    ) from error
 
 
 def _undone(paths: EpisodePaths, journal: Journal, kept: Mapping[RootPath, RootPath], error: Exception) -> CleanupError:

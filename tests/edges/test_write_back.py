@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,11 +21,14 @@ from cleanup.edges.artifact_reading import find_violations, read_episode
 from cleanup.edges.backups import BackupStore
 from cleanup.edges.data_root import DataRoot
 from cleanup.edges.episode_lock import hold_episode, make_run_id
+from cleanup.edges.file_writing import read_version
+from cleanup.edges.finished_run import read_finished
 from cleanup.edges.journal import Journal
 from cleanup.edges.lease import LEASE_S
 from cleanup.edges.root_path import RootPath
-from cleanup.edges.write_back import WriteBack
+from cleanup.edges.write_back import WriteBack, recover
 from cleanup.errors import ArtifactError, BusyError, StorageError
+from cleanup.names import check_run_id
 from tests.builders import read_lines, snapshot, write_episode
 
 
@@ -31,7 +37,7 @@ def paths(tmp_path: Path) -> EpisodePaths:
     return EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, "emitted"))
 
 
-def write(paths: EpisodePaths, contents: dict[Path, bytes]) -> str:
+def write(paths: EpisodePaths, contents: dict[RootPath, bytes]) -> str:
     run_id = make_run_id()
     with WriteBack(paths, run_id, "test", paths.stamp()) as write_back:
         write_back.stage({target: [content] for target, content in contents.items()})
@@ -111,6 +117,317 @@ def test_pruning_keeps_the_first_and_the_newest_and_what_they_need(paths: Episod
         first, b"3", b"4",
     }  # fmt: skip
     assert n_bytes == 2 and len(removed) == 5  # three records; contents "1" and "2": "0" is what the first run left
+
+
+@contextlib.contextmanager
+def meddling(monkeypatch: pytest.MonkeyPatch, meddle: Callable[[], object], *, swaps: bool) -> Iterator[None]:
+    """Somebody does something right after the commit point, on a file system that swaps names or one that cannot."""
+    apply = Journal.apply
+
+    def meddled(self: Journal) -> None:
+        meddle()
+        apply(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "apply", meddled)
+        if not swaps:
+            patch.setattr(RootPath, "exchange", lambda *_: False)
+        yield
+
+
+def replace_faces(paths: EpisodePaths) -> None:
+    (paths.faces.system_path.parent / "new").write_bytes(b"theirs")
+    (paths.faces.system_path.parent / "new").replace(paths.faces.system_path)
+
+
+def edit_faces(paths: EpisodePaths) -> None:
+    with paths.faces.system_path.open("r+b") as stream:
+        stream.write(b"theirs")
+
+
+def remove_faces(paths: EpisodePaths) -> None:
+    paths.faces.unlink()
+
+
+def make_report(paths: EpisodePaths) -> None:
+    paths.report.write_bytes(b"theirs")
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+@pytest.mark.parametrize("meddle", [replace_faces, edit_faces, remove_faces, make_report])
+def test_what_another_program_does_within_the_commit_stays_and_everything_else_goes_back(
+    paths: EpisodePaths,
+    meddle: Callable[[EpisodePaths], None],
+    swaps: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    copy = EpisodePaths(RootPath(shutil.copytree(tmp_path, tmp_path / "copy")), paths.ep_id)
+    meddle(copy)  # to know what has to be there
+    theirs = snapshot(copy.manifests)
+    new = {path: [b"ours"] for path in (paths.tracks, paths.faces, paths.embeddings, paths.identities, paths.report)}
+
+    with (
+        WriteBack(paths, make_run_id(), "test", paths.stamp()) as write_back,
+        meddling(monkeypatch, lambda: meddle(paths), swaps=swaps),
+    ):
+        write_back.stage(new)
+        with pytest.raises(
+            ArtifactError, match=r"another program has \w+ it during the run; its change stays, nothing"
+        ):
+            write_back.commit()
+
+    assert snapshot(paths.manifests) == theirs
+    assert not paths.journal.exists() and not BackupStore(paths).list_backups()
+    write(paths, {paths.tracks: b"new"})
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_write_back_that_cannot_be_finished_after_a_crash_is_undone_by_the_next_command(
+    paths: EpisodePaths, swaps: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = snapshot(paths.root)
+    cut_off(paths, {path: b"ours" for path in (paths.tracks, paths.faces, paths.identities)})
+    edit_faces(paths)
+    if not swaps:
+        monkeypatch.setattr(RootPath, "exchange", lambda *_: False)
+
+    with hold_episode(paths):
+        pass
+
+    name = paths.name_of(paths.faces)
+    after = {k: v for k, v in snapshot(paths.root).items() if not k.startswith(("backups", "runs"))}
+    assert after == {**before, name: b"theirs" + before[name][6:]}
+    assert "is undone" in caplog.text and "another program has changed it" in caplog.text
+
+
+def test_a_copy_that_shares_inodes_and_is_edited_later_damages_no_backup(paths: EpisodePaths, tmp_path: Path) -> None:
+    """As a snapshot made with cp -al does, or a program that keeps a file open."""
+    old = paths.tracks.read_bytes()
+    os.link(paths.tracks.system_path, tmp_path / "snapshot")
+    with paths.tracks.system_path.open("r+b") as held:
+        write(paths, {paths.tracks: b"new"})
+        held.write(b"scribbled")
+    (tmp_path / "snapshot").write_bytes(b"scribbled, too")
+
+    (backup,) = BackupStore(paths).list_backups()
+    kept = backup.before[paths.name_of(paths.tracks)]
+    assert kept is not None and BackupStore(paths).find(paths.name_of(paths.tracks), kept).read_bytes() == old
+
+
+def test_a_kept_content_that_went_bad_is_kept_anew(paths: EpisodePaths) -> None:
+    old = paths.tracks.read_bytes()
+    write(paths, {paths.tracks: b"new"})
+    (backup,) = BackupStore(paths).list_backups()
+    kept = backup.before[paths.name_of(paths.tracks)]
+    assert kept is not None
+    BackupStore(paths).object_path(kept).write_bytes(b"rotten")
+    write(paths, {paths.tracks: old})
+    write(paths, {paths.tracks: b"newer"})
+
+    assert BackupStore(paths).find(paths.name_of(paths.tracks), kept).read_bytes() == old
+
+
+def immutable(path: Path) -> Callable[[], object]:
+    subprocess.run(["chattr", "+i", path], check=True)
+    return lambda: subprocess.run(["chattr", "-i", path], check=True)
+
+
+def mounted(path: Path) -> Callable[[], object]:
+    subprocess.run(["mount", "--bind", path, path], check=True)
+    return lambda: subprocess.run(["umount", path], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file immutable or mount one")
+@pytest.mark.parametrize("protect", [immutable, mounted])
+def test_a_file_that_cannot_be_replaced_is_found_before_anything_is(
+    paths: EpisodePaths, protect: Callable[[Path], Callable[[], object]]
+) -> None:
+    try:
+        free = protect(paths.identities.system_path)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"not possible here: {error}")
+    before = snapshot(paths.root)
+    try:
+        with (
+            pytest.raises(StorageError, match=r"identities.json: cannot be replaced .*; nothing was written"),
+            WriteBack(paths, make_run_id(), "test", None) as write_back,
+        ):
+            write_back.stage({paths.tracks: [b"new"], paths.identities: [b"new"]})
+            write_back.commit()
+    finally:
+        free()
+
+    assert {k: v for k, v in snapshot(paths.root).items() if not k.startswith("backups")} == before
+    with hold_episode(paths):
+        write(paths, {paths.tracks: b"new", paths.identities: b"new"})
+
+
+def test_backups_are_in_the_order_in_which_they_were_made_whatever_the_clock_said(
+    paths: EpisodePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = paths.tracks.read_bytes()
+    ids = [f"{year}0101T000000.000000Z-1" for year in (2026, 2030, 2020, 2024, 2019)]
+    for run_id in ids:
+        with WriteBack(paths, check_run_id(run_id), "test", None) as write_back:
+            write_back.stage({paths.tracks: [run_id.encode()]})
+            write_back.commit()
+    store = BackupStore(paths)
+    assert [b.run_id for b in store.list_backups()] == ids
+
+    store.prune(2, is_first_kept=True)
+
+    kept = store.list_backups()
+    assert [b.run_id for b in kept] == [ids[0], *ids[-2:]]
+    version = kept[0].before[paths.name_of(paths.tracks)]
+    assert version is not None and store.find(paths.name_of(paths.tracks), version).read_bytes() == first
+
+
+def test_backups_of_the_first_versions_are_kept_by_content(paths: EpisodePaths) -> None:
+    """A folder per run with the files it replaced."""
+    states = []
+    for number in range(3):
+        states.append({p: p.read_bytes() for p in paths.written if p.exists()})
+        folder = paths.backups.system_path / f"2025010{number + 1}T000000.000000Z-7"
+        for path in (paths.tracks, paths.identities):
+            (folder / paths.name_of(path)).parent.mkdir(parents=True, exist_ok=True)
+            (folder / paths.name_of(path)).write_bytes(path.read_bytes())
+            path.write_bytes(f"{number}".encode())
+    paths.report.write_bytes(b"{}")
+
+    store = DataRoot(paths.root).backups(paths.ep_id)
+
+    assert [b.run_id for b in store.list_backups()] == [f"2025010{n}T000000.000000Z-7" for n in (1, 2, 3)]
+    for backup, state in zip(store.list_backups(), states, strict=True):
+        assert backup.before[paths.name_of(paths.report)] is None
+        for path, content in state.items():
+            version = backup.before[paths.name_of(path)]
+            assert version is not None and store.find(paths.name_of(path), version).read_bytes() == content
+    assert not paths.backups.glob("*/manifests")
+
+
+JOURNALS = {
+    "no JSON": b"{",
+    "a list": b"[1]",
+    "moves that are none": b'{"version": 1, "run_id": "RUN", "moves": "abc"}',
+    "a move without digest": b'{"version": 1, "run_id": "RUN", "moves": [{"target": "manifests/EP/tracks.jsonl", "staged": null}]}',
+    "a number for a name": b'{"version": 1, "run_id": "RUN", "moves": [{"target": 5, "staged": null, "sha256": null}]}',
+    "another file of the episode": b'{"version": 1, "run_id": "RUN", "moves": [{"target": "manifests/EP/detections.jsonl", "staged": null, "sha256": null}]}',
+    "a file outside": b'{"version": 1, "run_id": "RUN", "moves": [{"target": "../x", "staged": null, "sha256": null}]}',
+    "staged elsewhere": b'{"version": 2, "run_id": "RUN", "moves": [{"target": "manifests/EP/tracks.jsonl", "staged": "manifests/EP/faces.jsonl", "before": null, "after": "' + b"0" * 64 + b'"}]}',
+    "no run": b'{"version": 2, "run_id": "../x", "moves": []}',
+    "an odd version": b'{"version": "x", "run_id": "RUN", "moves": []}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", JOURNALS)
+def test_a_journal_that_is_none_is_set_aside_and_touches_nothing(
+    paths: EpisodePaths, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = JOURNALS[name].replace(b"RUN", make_run_id().encode()).replace(b"EP", paths.ep_id.encode())
+    before = snapshot(paths.manifests)
+    paths.runs.mkdir()
+    paths.journal.write_bytes(content)
+
+    for _ in range(2):
+        with hold_episode(paths):
+            write(paths, {})
+
+    assert snapshot(paths.manifests) == before
+    assert [record.message for record in caplog.records if "journal.json" in record.message][1:] == [], "named once"
+    assert paths.journal.with_name("journal.json.unreadable-1").read_bytes() == content
+
+
+def test_a_journal_of_a_newer_version_is_left_to_it(paths: EpisodePaths) -> None:
+    paths.runs.mkdir()
+    paths.journal.write_bytes(b'{"version": 3, "run_id": "x", "moves": []}')
+
+    with pytest.raises(ArtifactError, match="a newer version of this program"), hold_episode(paths):
+        pass
+    assert paths.journal.exists()
+
+
+def test_journals_of_earlier_versions_are_finished(paths: EpisodePaths) -> None:
+    run_id = make_run_id()
+    name = paths.name_of(paths.tracks)
+    paths.runs.mkdir()
+    staged = paths.staged_file(paths.tracks, run_id)
+    staged.write_bytes(b"of version 1")
+    paths.journal.write_bytes(json.dumps({"version": 1, "run_id": run_id, "moves": [
+        {"target": name, "staged": paths.name_of(staged), "sha256": read_version(staged).sha256}
+    ]}).encode())  # fmt: skip
+    assert recover(paths) and paths.tracks.read_bytes() == b"of version 1"
+
+    early = paths.runs / run_id / "staged" / name
+    early.parent.mkdir()
+    early.write_bytes(b"of version 0")
+    moves = [[paths.name_of(early), name], [f"runs/{paths.ep_id}/{run_id}/staged/{paths.name_of(paths.faces)}",
+                                           paths.name_of(paths.faces)]]  # fmt: skip
+    paths.journal.write_bytes(json.dumps({"run_id": run_id, "moves": moves}).encode())
+    assert recover(paths) and paths.tracks.read_bytes() == b"of version 0"
+    assert not paths.journal.exists()
+
+
+RECORDS = [b"[]", b"{}", b"x", b'{"schema_version": "backup_v1", "made_by": "x", "created_at": "x", "before": {"../../x": null}, "after": {"../../x": null}}']  # fmt: skip
+
+
+@pytest.mark.parametrize("content", RECORDS)
+def test_a_backup_record_that_is_none_is_named_and_holds_nothing_up(
+    paths: EpisodePaths, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(paths, {paths.tracks: b"first"})
+    odd = paths.backups / "20200101T000000.000000Z-1.json"
+    odd.write_bytes(content)
+    store = BackupStore(paths)
+    assert len(store.list_backups()) == 1 and odd.name in caplog.text
+
+    write(paths, {paths.tracks: b"second"})
+    store.prune(1, is_first_kept=False)
+    caplog.clear()
+    store.prune(1, is_first_kept=False)
+
+    assert len(store.list_backups()) == 1 and not caplog.text, "named once"
+    assert len((paths.backups / "objects").iterdir()) == 2, "it may have been the record of any content"
+
+
+LEASES = [b"{}", b'{"token": 1}', b"[]", b'{"holder": 5, "token": [], "machine": {}}', b"x", b"\xff"]
+
+
+@pytest.mark.parametrize("content", LEASES)
+def test_a_lease_that_is_none_is_somebody_s_until_it_is_stale(paths: EpisodePaths, content: bytes) -> None:
+    paths.runs.mkdir()
+    lease = paths.runs.system_path / "lease.json"
+    lease.write_bytes(content)
+
+    with pytest.raises(BusyError, match=r"whoever wrote .*lease.json"), hold_episode(paths):
+        pass
+    os.utime(lease, (1, 1))
+    with hold_episode(paths) as ours:
+        ours.check()
+
+
+def test_a_finished_run_s_record_that_is_none_means_running_again(paths: EpisodePaths) -> None:
+    paths.runs.mkdir()
+    for number, content in enumerate((b"[]", b"{}", b'{"fingerprint": 5}', b"x", b"null"), start=1):
+        paths.finished.write_bytes(content)
+        assert read_finished(paths, "f") is None
+        assert paths.finished.with_name(f"finished.json.unreadable-{number}").exists()
+
+
+@pytest.mark.parametrize("report", [None, b'{"ep', b"[1]"])
+def test_a_run_that_was_cut_off_after_its_commit_is_done_whatever_became_of_its_report(
+    paths: EpisodePaths, report: bytes | None
+) -> None:
+    run_id = write(paths, {paths.tracks: paths.tracks.read_bytes() + b"\n"})
+    paths.progress.write_bytes(json.dumps({"run_id": run_id, "phase": "recluster"}).encode())
+    if report is not None:
+        paths.report.write_bytes(report)
+
+    with hold_episode(paths):
+        pass
+
+    record = json.loads(paths.progress.read_bytes())
+    assert record["phase"] == "done" and record["summary"] is None
 
 
 def test_another_program_that_writes_meanwhile_is_not_written_over(paths: EpisodePaths) -> None:
