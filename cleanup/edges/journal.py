@@ -49,6 +49,11 @@ class Move:
     before: str | None
     after: str | None
 
+    @property
+    def returning(self) -> RootPath:
+        """Where what the file held is written before it is put back, if it was not displaced but overwritten."""
+        return self.staged.with_name(f"{self.staged.name}.returning.staged")
+
 
 @dataclass(frozen=True)
 class Journal:
@@ -119,6 +124,7 @@ class Journal:
         """Removes what was displaced, or was staged and did not come about."""
         for move in self.moves:
             move.staged.unlink(missing_ok=True)
+            move.returning.unlink(missing_ok=True)
 
 
 def _digest(path: RootPath) -> str | None:
@@ -170,9 +176,9 @@ def _take_back(move: Move, kept: RootPath | None) -> None:
         elif move.before is None:
             move.target.unlink()
         elif kept is not None:
-            write_pieces(move.staged, read_pieces(kept))
-            move.staged.take_rights_of(move.target)
-            move.staged.replace(move.target)
+            write_pieces(move.returning, read_pieces(kept))
+            move.returning.take_rights_of(move.target)
+            move.returning.replace(move.target)
         else:
             raise FileNotFoundError(2, "what it held is not kept", str(move.target))
 

@@ -1,6 +1,6 @@
 """Runs cleanup jobs in forked processes with a fault at one of their system calls; with ``faults.c`` preloaded.
 
-A request is a line of JSON on standard input, {root, ep_id, actions, at, error}; the answer is one as well.
+A request is a line of JSON on standard input, {root, ep_id, at, error, restore, meddle, swaps}; the answer is one as well.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cleanup.edges.data_root import DataRoot
+from cleanup.edges.journal import Journal
 from cleanup.edges.root_path import RootPath
 from cleanup.entrypoints.episode_job import EpisodeJob, run_episode_job
 from cleanup.entrypoints.episode_states import restore_backup
@@ -35,7 +36,26 @@ def run(root: str, ep_id: str) -> None:
     run_episode_job(job)
 
 
+def meddle(request: dict[str, Any]) -> None:
+    """Another program replaces a file right after the commit point; names may be swapped in one step, or not."""
+    apply = Journal.apply
+
+    def meddled(self: Journal) -> None:
+        target = Path(request["root"]) / request["meddle"]
+        FAULTS.faults_pause()
+        target.with_name("theirs").write_bytes(b"{}")
+        target.with_name("theirs").replace(target)
+        FAULTS.faults_resume()
+        apply(self)
+
+    Journal.apply = meddled  # type: ignore[method-assign]
+    if not request["swaps"]:
+        RootPath.exchange = lambda *_: False  # type: ignore[method-assign]
+
+
 def act(request: dict[str, Any]) -> None:
+    if request.get("meddle"):
+        meddle(request)
     if request.get("restore"):
         ep_id, run_id = check_ep_id(request["ep_id"]), check_run_id(request["restore"])
         restore_backup(DataRoot(RootPath(Path(request["root"]))), ep_id, run_id, 10)

@@ -164,3 +164,31 @@ def test_a_restore_that_strikes_a_fault_at_any_call_is_all_or_nothing(tmp_path: 
         assert artifacts_of(root, ep_id) == old
         shutil.rmtree(root)
     assert not outcomes[0] and outcomes[-1]
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+@pytest.mark.parametrize("error", FAULTS[:2])
+def test_an_undo_that_strikes_a_fault_at_any_call_leaves_the_old_state_and_what_the_other_program_wrote(
+    tmp_path: Path, ask: Ask, error: int, swaps: bool
+) -> None:
+    ep_id = EP["documented"]
+    meddle = {"meddle": f"manifests/{ep_id}/identities.json", "swaps": swaps}
+    clean = make_root(tmp_path / "clean", "documented")
+    old = state_of(clean, ep_id)
+    answer = ask(root=str(clean), ep_id=ep_id, **meddle)
+    assert "another program has changed it during the run" in answer["error"]
+    theirs = {**old, "identities.json": b"{}"}
+    assert state_of(clean, ep_id) == theirs
+
+    trace = answer["trace"]
+    renamed = next(number for number, line in enumerate(trace, start=1) if line.endswith("/journal.json"))
+    for at in range(renamed + 2, len(trace) + 1):  # after it was synced, the other program comes
+        root = make_root(tmp_path / str(at), "documented")
+        answer = ask(root=str(root), ep_id=ep_id, at=at, error=error, **meddle)
+        assert error != 0 or answer == {"killed": 9}, trace[at - 1]
+        with hold_episode(EpisodePaths(RootPath(root), ep_id)):
+            pass
+        assert state_of(root, ep_id) == theirs, (trace[at - 1], answer)
+        assert "killed" in answer or answer["error"] is not None, trace[at - 1]
+        assert not [p for p in root.rglob("*") if p.name.startswith(".") or p.name.startswith("journal")], trace[at - 1]
+        shutil.rmtree(root)
