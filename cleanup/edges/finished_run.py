@@ -54,7 +54,7 @@ def write_finished(paths: EpisodePaths, fingerprint: str, report: Mapping[str, A
 
 def read_finished(paths: EpisodePaths, fingerprint: str) -> dict[str, Any] | None:
     """The report of the last finished run if it depended on just this, else None."""
-    if not paths.finished.exists():
+    if not paths.finished.is_taken():
         return None
     try:
         record = take(paths.finished, dict)

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import orjson
 
 from cleanup.edges.records import RecordError, take
-from cleanup.edges.root_path import RootPath, UnsafePathError
+from cleanup.edges.root_path import RootPath
 from cleanup.errors import BusyError, StorageError
 
 # A lease that was not renewed for so long belongs to a process that is gone.
@@ -176,7 +176,7 @@ class FileLease:
             return checked(take(self._path, dict), str(self._path))
         except FileNotFoundError:
             return None
-        except (RecordError, UnsafePathError):
+        except RecordError:
             return checked({}, str(self._path))
 
     def is_stale(self, record: dict[str, Any]) -> bool:

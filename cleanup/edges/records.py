@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from cleanup.edges.root_path import RootPath
+from cleanup.edges.root_path import RootPath, UnsafePathError
 from cleanup.errors import ArtifactError, first_line
 
 _log = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ def take(path: RootPath, kind: type[_T]) -> _T:
     """
     try:
         found = orjson.loads(path.read_bytes())
+    except UnsafePathError as error:
+        raise RecordError(str(error)) from error
     except orjson.JSONDecodeError as error:
         raise RecordError(f"{path}: not JSON ({first_line(error)})") from error
     if not isinstance(found, kind):
@@ -58,7 +60,7 @@ def set_aside(path: RootPath, error: Exception, what: str) -> None:
         what: What is done without it.
     """
     number = 1
-    while (target := path.with_name(f"{path.name}.unreadable-{number}")).exists():
+    while (target := path.with_name(f"{path.name}.unreadable-{number}")).is_taken():
         number += 1
     path.replace(target)
     _log.warning("%s; set aside as %s, %s", first_line(error), target.name, what)

@@ -143,6 +143,15 @@ class RootPath:
         """
         return self._status_or_none() is not None
 
+    def is_taken(self) -> bool:
+        """Whether anything has the name, of whatever kind."""
+        try:
+            with self._named(), self._parent_handle() as folder:
+                os.stat(self.name, dir_fd=folder, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
     def is_file(self) -> bool:
         """Whether there is a file; raises as ``exists`` does."""
         status = self._status_or_none()
@@ -236,9 +245,7 @@ class RootPath:
             handle = self._open_in(folder, _FLAGS[mode])
             try:
                 status = os.fstat(handle)
-                self._check_kind(status)
-                if stat.S_ISDIR(status.st_mode):
-                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self))
+                self._check_is_file(status)
                 if mode == "ab" and status.st_nlink > 1:
                     raise UnsafePathError(f"{self}: has other names (hard links), so nothing is written into it")
                 if mode != "rb":
@@ -254,7 +261,7 @@ class RootPath:
             handle = self._open_in(folder, os.O_RDWR | os.O_CREAT)
             try:
                 status = os.fstat(handle)
-                self._check_kind(status)
+                self._check_is_file(status)
                 if status.st_size == 0:
                     _take_rights(handle, status, os.fstat(folder), 0o666)
                 return os.fdopen(handle, "rb")
@@ -266,8 +273,8 @@ class RootPath:
         try:
             return os.open(self.name, flags | _FILE, 0o666, dir_fd=folder)
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO, errno.EMLINK):  # a link; a FIFO that nobody reads, a socket
-                self._check_kind(os.stat(self.name, dir_fd=folder, follow_symlinks=False))
+            if error.errno in (errno.ELOOP, errno.ENXIO, errno.EMLINK, errno.EISDIR):
+                self._check_is_file(os.stat(self.name, dir_fd=folder, follow_symlinks=False))
             raise
 
     @contextlib.contextmanager
@@ -461,6 +468,11 @@ class RootPath:
         except OSError as error:
             error.filename, error.filename2 = str(self), None
             raise
+
+    def _check_is_file(self, status: os.stat_result) -> None:
+        self._check_kind(status)
+        if stat.S_ISDIR(status.st_mode):
+            raise UnsafePathError(f"{self}: is a folder, where a file belongs; move it away")
 
     def _check_kind(self, status: os.stat_result) -> None:
         kind = _KINDS.get(stat.S_IFMT(status.st_mode))

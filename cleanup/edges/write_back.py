@@ -64,7 +64,7 @@ class WriteBack:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._paths.journal.exists():
+        if not self._paths.journal.is_taken():
             for target in list(self._staged):
                 self.discard(target)
 
@@ -222,7 +222,7 @@ def recover(paths: EpisodePaths) -> bool:
     Raises:
         ArtifactError: The journal is of a newer version, or can be neither finished nor undone.
     """
-    if paths.journal.exists():
+    if paths.journal.is_taken():
         try:
             journal = read_journal(paths)
         except RecordError as error:
@@ -280,14 +280,14 @@ def read_settled(paths: EpisodePaths, read: Callable[[], _T], finish: Callable[[
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         stamp = paths.stamp()
-        if not paths.journal.exists():
+        if not paths.journal.is_taken():
             try:
                 found = read()
             except CleanupError:
-                if paths.stamp() == stamp and not paths.journal.exists():
+                if paths.stamp() == stamp and not paths.journal.is_taken():
                     raise
             else:
-                if not paths.journal.exists() and paths.stamp() == stamp:
+                if not paths.journal.is_taken() and paths.stamp() == stamp:
                     return found
         else:
             with contextlib.suppress(BusyError):  # who holds it is putting the files into place

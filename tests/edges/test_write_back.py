@@ -338,6 +338,14 @@ def test_a_journal_that_is_none_is_set_aside_and_touches_nothing(
     assert paths.journal.with_name("journal.json.unreadable-1").read_bytes() == content
 
 
+def test_a_folder_or_a_link_in_place_of_a_record_is_set_aside_too(paths: EpisodePaths, tmp_path: Path) -> None:
+    paths.journal.mkdir()
+    paths.finished.system_path.symlink_to(tmp_path)
+
+    assert recover(paths) is False and read_finished(paths, "f") is None
+    assert not paths.journal.is_taken() and not paths.finished.is_taken()
+
+
 def test_a_journal_of_a_newer_version_is_left_to_it(paths: EpisodePaths) -> None:
     paths.runs.mkdir()
     paths.journal.write_bytes(b'{"version": 3, "run_id": "x", "moves": []}')
