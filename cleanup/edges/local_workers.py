@@ -23,19 +23,19 @@ class LocalEngine:
     """Engine of the laptop; see ``cleanup.interfaces.Engine``. Serves one episode at a time.
 
     Args:
-        spec: What the worker loads, on first use.
+        make_spec: Gives what the worker loads; asked on first use, since not every run has work for it.
     """
 
     name = "local"
 
-    def __init__(self, spec: WorkerSpec) -> None:
-        self._spec = spec
+    def __init__(self, make_spec: Callable[[], WorkerSpec]) -> None:
+        self._make_spec = make_spec
         self._worker: ObservationWorker | None = None
         self.n_model_loads = 0
 
     def _loaded(self) -> ObservationWorker:
         if self._worker is None:
-            self._worker = ObservationWorker(self._spec)
+            self._worker = ObservationWorker(self._make_spec())
             self.n_model_loads += 1
         return self._worker
 

@@ -333,7 +333,7 @@ class RayEngine:
     their shards share one pool.
 
     Args:
-        spec: What every actor loads.
+        make_spec: Gives what every actor loads; asked when the pool is made, since not every run has work for it.
         cluster: How large the pool and its actors are.
 
     Raises:
@@ -343,8 +343,8 @@ class RayEngine:
 
     name = "ray"
 
-    def __init__(self, spec: WorkerSpec, cluster: ClusterSettings) -> None:
-        self._spec, self._cluster = spec, cluster
+    def __init__(self, make_spec: Callable[[], WorkerSpec], cluster: ClusterSettings) -> None:
+        self._make_spec, self._cluster = make_spec, cluster
         self._pool: _ActorPool | None = None
         self._lock = threading.Lock()
         self._owns_ray = self._is_local = False
@@ -377,8 +377,9 @@ class RayEngine:
             if self._pool is None:
                 # A Ray of our own has this machine and no more; a cluster that was joined may have an autoscaler.
                 can_grow = not self._is_local
-                size = plan_pool(read_node_groups(), self._cluster, self._spec.models.device, can_grow=can_grow)
-                self._pool = _ActorPool(self._spec, size, self._cluster.shard_retries)
+                spec = self._make_spec()
+                size = plan_pool(read_node_groups(), self._cluster, spec.models.device, can_grow=can_grow)
+                self._pool = _ActorPool(spec, size, self._cluster.shard_retries)
             return self._pool
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -140,15 +141,15 @@ def choose_engine(settings: ResolvedSettings) -> str:
 
 
 def build_engine(settings: ResolvedSettings) -> Engine:
-    """The engine that the settings ask for."""
-    spec = worker_spec(settings)
+    """The engine that the settings ask for; it looks for models once it has pixels to work on."""
+    make_spec = functools.partial(worker_spec, settings)
     if choose_engine(settings) == "local":
         from cleanup.edges.local_workers import LocalEngine
 
-        return LocalEngine(spec)
+        return LocalEngine(make_spec)
     from cleanup.edges.ray_workers import RayEngine
 
-    return RayEngine(spec, settings.settings.cluster)
+    return RayEngine(make_spec, settings.settings.cluster)
 
 
 @contextlib.contextmanager

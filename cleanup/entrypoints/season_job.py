@@ -164,7 +164,7 @@ def run_season_job(
     remote_copy = RemoteCopy(progress_path, job.root.remote)
     season = _Season(job, SeasonProgress(run_id, job.ep_ids))
     with Tools(job.settings, job.root) as tools:
-        if PIXEL_PHASES & set(job.actions):
+        if _needs_models(job):
             _ = tools.models
         # Here and not in the episodes' threads: what is wrong with them concerns the season, and Ray wants this thread.
         _ = tools.engine
@@ -219,6 +219,12 @@ def run_season_job(
     if job.root.remote is not None:
         job.root.remote.put(report_path)
     return report
+
+
+def _needs_models(job: SeasonJob) -> bool:
+    """Whether any episode of the season looks at pixels: a phase asks for them, and there is a video."""
+    has_video = job.video is not None or any(job.root.find_video(ep_id) is not None for ep_id in job.ep_ids)
+    return bool(PIXEL_PHASES & set(job.actions)) and has_video
 
 
 def _count_parallel(job: SeasonJob) -> int:

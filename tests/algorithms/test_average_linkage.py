@@ -186,7 +186,7 @@ def test_components_may_be_linked_in_other_processes(monkeypatch: pytest.MonkeyP
 
     def run_many(function, tasks):
         asked.append(len(tasks))
-        return LocalEngine(spec).run_many(function, tasks)
+        return LocalEngine(lambda: spec).run_many(function, tasks)
 
     spread = cluster_tracks(vectors, 0.4, NONE, run_many)
 

@@ -136,7 +136,7 @@ def test_an_actor_without_work_is_let_go(engine: RayEngine, drawn: Path, monkeyp
 @pytest.fixture
 def engine(drawn: Path) -> Iterator[RayEngine]:
     spec = WorkerSpec(ModelSpec(str(drawn / "models"), "cpu"), NodeCache("", 0), 1, 0.5, 0.5, 0.7)
-    started = RayEngine(spec, ClusterSettings(max_actors=2))
+    started = RayEngine(lambda: spec, ClusterSettings(max_actors=2))
     yield started
     started.close()
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from cleanup.algorithms import average_linkage
 from cleanup.edges.data_root import DataRoot
 from cleanup.edges.root_path import RootPath
 from cleanup.entrypoints.episode_job import EpisodeJob, parse_actions, run_episode_job
@@ -235,3 +236,24 @@ def test_a_stopped_season_is_canceled_and_goes_on_where_it_was(root: Path, numbe
     resumed = report_of(season(root, "--show", "demo", "--season", "1", "--write-back", "--profile", "high_accuracy",
                                "--json"))  # fmt: skip
     assert resumed["totals"]["shards_from_checkpoints"] + resumed["totals"]["unchanged"] > 0
+
+
+@pytest.mark.parametrize(
+    ("actions", "has_video", "code"),
+    [
+        (["recluster", "group_clusters"], True, 0),
+        (["split_tracks", "recluster"], False, 0),
+        (["split_tracks"], True, 2),
+    ],
+)
+def test_a_season_needs_models_where_a_run_does(
+    root: Path, monkeypatch: pytest.MonkeyPatch, actions: list[str], has_video: bool, code: int
+) -> None:
+    monkeypatch.setattr(average_linkage, "_WORTH_SPREADING", 0)  # what is spread over workers has no pixels either
+    if not has_video:
+        (root / "videos" / EP / "episode.mp4").unlink()
+    options = ["--out-root", root, "--models", "/nowhere/models", "--ep-id", EP, "--actions", *actions]
+
+    single, many = cleanup("run", *options, code=code), cleanup("season", *options, code=code)
+
+    assert ("no such folder" in single.stderr, "no such folder" in many.stderr) == (code != 0, code != 0)
