@@ -17,5 +17,7 @@ MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS = 64 * MIB, 100_000_000
 MAX_VIDEO_SIDE, MAX_VIDEO_FRAMES, MAX_STREAMS = 16_384, 24 * 3600 * 120, 64
 # A YAML file of the configuration.
 MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH = MIB, 20
+# A list of episodes.
+MAX_LIST_BYTES = 16 * MIB
 # An archive of seeds; one that grows by more than the factor when unpacked holds no pictures.
 MAX_ARCHIVE_BYTES, MAX_ARCHIVE_MEMBERS, MAX_ARCHIVE_GROWTH = 4 << 30, 1_000_000, 50

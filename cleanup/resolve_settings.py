@@ -28,6 +28,7 @@ from cleanup.settings import (
     SettingSpec,
     Threshold,
 )
+from cleanup.text_files import TextError, read_text
 
 CONFIG_DIR_VARIABLE = "SCREENALYTICS_CONFIG_DIR"
 AUTO = "auto"
@@ -108,9 +109,7 @@ def _load_yaml(path: Path) -> dict[str, Any]:
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise SettingsError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, which no configuration is")
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, MAX_CONFIG_BYTES)
         depth = 0
         for event in yaml.parse(text, Loader=loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -121,8 +120,10 @@ def _load_yaml(path: Path) -> dict[str, Any]:
         loaded = yaml.load(text, Loader=loader)  # noqa: S506 -- a safe loader, in C
     except FileNotFoundError as error:
         raise SettingsError(f"{path}: missing; put it back or point --config-dir elsewhere") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: cannot be read ({error})") from error
+    except TextError as error:
+        raise SettingsError(f"{path}: {error}") from error
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror})") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -27,11 +26,13 @@ from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.bounded_map import map_ahead
 from cleanup.edges.embedding_text import ParsedVectors, open_record, parse_vectors
 from cleanup.edges.face_columns import ROW_TOLERANCE, read_plain_faces
+from cleanup.edges.json_faults import explain_json_error
 from cleanup.edges.root_path import RootPath
 from cleanup.episode import DOCUMENTED, EMITTED, Episode
 from cleanup.errors import ArtifactError, first_line, one_line
 from cleanup.input_limits import MAX_DEPTH, MAX_DOCUMENT_BYTES, MAX_LINE_BYTES, MIB
 from cleanup.names import EpId
+from cleanup.text_files import BOM, find_encoding_fault
 
 # Lines whose numbers are parsed at a time, and how many such batches may wait: a few MB each.
 _LINES_AT_A_TIME, _BATCHES_AHEAD = 512, 8
@@ -101,6 +102,12 @@ class _Reader:
         try:
             with path.open("rb", buffering=_BUFFER_BYTES) as stream:
                 for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), start=1):
+                    if number == 1:
+                        fault = find_encoding_fault(line)
+                        if fault:
+                            self.add(f"{path}: {fault}")
+                            return
+                        line = line.removeprefix(BOM)
                     if len(line) > MAX_LINE_BYTES:
                         self.add(f"{path}:{number}: longer than {MAX_LINE_BYTES // MIB} MiB, which no record is")
                         return
@@ -133,7 +140,7 @@ class _Reader:
         try:
             record, text = load(line)
         except orjson.JSONDecodeError as error:
-            self.add(f"{path}:{number}: {_explain_json_error(line, error)}")
+            self.add(f"{path}:{number + error.lineno - 1}: {explain_json_error(line, error)}")
             return None
         if not isinstance(record, dict):
             self.add(f"{path}:{number}: a JSON {type(record).__name__} instead of an object")
@@ -281,6 +288,11 @@ class _Reader:
         if not content.strip():
             self.add(f"{path}: empty; the step that writes it did not finish")
             return None
+        fault = find_encoding_fault(content)
+        if fault:
+            self.add(f"{path}: {fault}")
+            return None
+        content = content.removeprefix(BOM)
         record = self._parse(path, 1, content)
         return None if record is None else (content, record)
 
@@ -387,14 +399,6 @@ def _line_of(content: bytes, entry: Any, line: int, start: int) -> tuple[int, in
     identity_id = entry.get("identity_id") if isinstance(entry, dict) else None
     place = content.find(orjson.dumps(identity_id), start) if isinstance(identity_id, str) else -1
     return (line, start) if place < 0 else (line + content.count(b"\n", start, place), place)
-
-
-def _explain_json_error(line: bytes, error: orjson.JSONDecodeError) -> str:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return f"not valid JSON ({error.msg} at column {error.colno}); the line is cut off or damaged"
-    return "holds NaN or Infinity, which is not JSON; an embedding or a number in it is not finite"
 
 
 def _build_episode(

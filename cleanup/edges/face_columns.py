@@ -27,6 +27,7 @@ from cleanup.edges.embedding_text import parse_vectors
 from cleanup.edges.root_path import RootPath
 from cleanup.episode import DOCUMENTED, EMITTED
 from cleanup.input_limits import MAX_INTEGER, MAX_LINE_BYTES
+from cleanup.text_files import BOM
 
 # How far a row of faces.npy may lie from the embedding in its line, which is rounded on disk.
 ROW_TOLERANCE = 1e-3
@@ -68,9 +69,9 @@ _COLUMNS = {
 _FOREIGN = {DOCUMENTED: (b'"bbox_xyxy"',), EMITTED: (b'"bbox"', b'"quality_score"')}
 
 
-# What orjson refuses and Arrow would pass over in fields nobody here knows: numbers too large for a double, and
-# brackets nested too deep. Far below both limits, so that counting is simple.
-_HUGE_NUMBER = r"[:,\[][ \t]*-?(?:[0-9]{100}|[0-9.]+[eE][-+]?[0-9]{3})"
+# What orjson refuses and Arrow would pass over in fields nobody here knows: words that are no numbers in JSON, numbers
+# too large for a double, and brackets nested too deep. Far below both limits, so that counting is simple.
+_ODD_NUMBER = r"[:,\[][ \t]*-?(?:NaN|Inf|[0-9]{100}|[0-9.]+[eE][-+]?[0-9]{3})"
 _MAX_BRACKETS = 200
 _KEY = np.frombuffer(b'"embedding":', np.uint8)
 
@@ -110,25 +111,25 @@ def read_plain_faces(
         return None
     with path.open("rb") as stream:
         content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    first = len(BOM) if content[: len(BOM)] == BOM else 0
     ends, tables, n_vectors = [], [], 0
     with ThreadPoolExecutor(thread_name_prefix="faces") as threads:
         work = partial(_read_block, content, dialect, matrix.shape[1])
         try:
-            for block in map_ahead(work, _find_blocks(content), threads, _BLOCKS_AHEAD):
+            for block in map_ahead(work, _find_blocks(content, first), threads, _BLOCKS_AHEAD):
                 _check_rows(block.vectors, matrix[n_vectors : n_vectors + len(block.vectors)])
                 n_vectors += len(block.vectors)
                 ends.append(block.ends)
                 tables.append(block.table)
             _require(n_vectors == len(matrix))
-            lines = _slice_bytes(np.concatenate([[0], *ends]), content)
+            lines = _slice_bytes(np.concatenate([[first], *ends]), content)
             return _check(pa.concat_tables(tables), dialect, track_ids, matrix, fps, lines)
         except _NotPlainError:
             return None
 
 
-def _find_blocks(content: mmap.mmap) -> Iterator[tuple[int, int]]:
-    """Where blocks of whole lines begin and end."""
-    start = 0
+def _find_blocks(content: mmap.mmap, start: int) -> Iterator[tuple[int, int]]:
+    """Where blocks of whole lines begin and end, from the first line's place on."""
     while start < len(content):
         stop = content.rfind(b"\n", start, start + _BLOCK_BYTES) + 1
         stop = stop or content.find(b"\n", start) + 1
@@ -213,7 +214,7 @@ def _parse(rest: bytes, dialect: str, n_lines: int) -> pa.Table:
         raise _NotPlainError from None
     _require(len(table) == n_lines)
     lines = pa.array([rest], pa.large_binary())
-    _require(not pc.any(pc.match_substring_regex(lines, _HUGE_NUMBER)).as_py())
+    _require(not pc.any(pc.match_substring_regex(lines, _ODD_NUMBER)).as_py())
     return table.select(list(columns)).rename_columns(list(columns.values()))
 
 

@@ -25,9 +25,11 @@ from cleanup.entrypoints.episode_job import EpisodeJob, run_episode_job
 from cleanup.entrypoints.run_tools import Tools, choose_engine
 from cleanup.entrypoints.season_progress import SeasonProgress, write_season_progress
 from cleanup.errors import ArtifactError, CleanupError, SettingsError, describe_os_error
+from cleanup.input_limits import MAX_LIST_BYTES
 from cleanup.names import EpId, Show, check_ep_id, check_show
 from cleanup.resolve_settings import ResolvedSettings
 from cleanup.run import PIXEL_PHASES
+from cleanup.text_files import TextError, read_text
 
 _log = logging.getLogger(__name__)
 SCHEMA_VERSION = "season_report_v1"
@@ -111,9 +113,11 @@ def choose_episodes(
 
 def _read_list(path: Path) -> list[EpId]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"--ep-list {path}: cannot be read ({error})") from error
+        lines = read_text(path, MAX_LIST_BYTES).splitlines()
+    except TextError as error:
+        raise ArtifactError(f"--ep-list {path}: {error}") from error
+    except OSError as error:
+        raise ArtifactError(f"--ep-list {path}: cannot be read ({error.strerror})") from error
     found = []
     for number, line in enumerate(lines, start=1):
         name = line.split("#", 1)[0].strip()
