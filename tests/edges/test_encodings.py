@@ -11,6 +11,7 @@ from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import find_violations, read_episode
 from cleanup.edges.artifact_writing import render_episode
 from cleanup.edges.data_root import DataRoot
+from cleanup.edges.root_path import RootPath
 from cleanup.entrypoints.season_job import choose_episodes
 from cleanup.errors import ArtifactError, SettingsError
 from cleanup.resolve_settings import find_config_dir, read_config
@@ -24,9 +25,9 @@ NAMES = ("tracks.jsonl", "faces.jsonl", "identities.json", "track_metrics.json")
 
 @pytest.fixture(params=DIALECTS)
 def paths(tmp_path: Path, request: pytest.FixtureRequest) -> EpisodePaths:
-    paths = EpisodePaths(tmp_path, write_episode(tmp_path, request.param))
-    paths.track_metrics.write_text('{"mine": 1}')
-    paths.detections.write_text('{"frame_idx": 0, "ts_s": 0.0, "bbox": [0.1, 0.1, 0.2, 0.2], "conf": 0.9}\n')
+    paths = EpisodePaths(RootPath(tmp_path), write_episode(tmp_path, request.param))
+    paths.track_metrics.write_bytes(b'{"mine": 1}')
+    paths.detections.write_bytes(b'{"frame_idx": 0, "ts_s": 0.0, "bbox": [0.1, 0.1, 0.2, 0.2], "conf": 0.9}\n')
     return paths
 
 
@@ -58,6 +59,7 @@ def test_a_byte_order_mark_is_read_past_and_not_written(paths: EpisodePaths) -> 
         (b"[" * 2000 + b"]" * 2000, "nested deeper than 250 levels"),
         (b"tru", "not valid JSON .* at column .*; it is cut off or damaged"),
     ],
+    ids=["nan", "infinity", "exponent", "digits", "high half", "low half", "latin", "deep", "cut"],
 )
 def test_what_is_no_json_gets_its_true_name(paths: EpisodePaths, text: bytes, name: str) -> None:
     for file in NAMES[:3]:
