@@ -115,7 +115,7 @@ def _rewrite_faces(
         content: The old lines.
     """
     dialect = DIALECTS[episode.dialect]
-    first = _open_line(content[: offsets[1]], episode, 0)[0]
+    first = _open_line(content[offsets[0] : offsets[1]], episode, 0)[0]
     template: Record = {k: first[k] for k in ("ep_id", "detector", "pipeline_ver") if k in first}
     if "crop_path" in first:
         template["crop_path"] = ""
