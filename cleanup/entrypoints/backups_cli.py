@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cleanup.entrypoints.options import CONFIG_DIR, JSON_OUTPUT, OUT_ROOT, with_setting_options
-from cleanup.entrypoints.shell import one_line_errors, open_root, print_json, resolve
+from cleanup.entrypoints.shell import one_line_errors, open_root, resolve
+from cleanup.entrypoints.terminal import print_json, say, say_fields
 
 if TYPE_CHECKING:
     from cleanup.edges.backups import Backup
@@ -50,9 +51,9 @@ def list_command(
             print_json(found)
             return
         for entry in found:
-            typer.echo(f"{entry['run_id']}\t{entry['created_at']}\t{entry['made_by']}\t{', '.join(entry['changed'])}")
+            say_fields(entry["run_id"], entry["created_at"], entry["made_by"], ", ".join(entry["changed"]))
         if not found:
-            typer.echo(f"{ep_id}: nothing was ever written back", err=True)
+            say(f"{ep_id}: nothing was ever written back", is_error=True)
 
 
 @backups_app.command("show")
@@ -75,7 +76,7 @@ def show_command(
 
             print_json(orjson.loads(backup.to_json()))
             return
-        typer.echo(f"{backup.run_id}, {backup.created_at}, made by {backup.made_by}")
+        say(f"{backup.run_id}, {backup.created_at}, made by {backup.made_by}")
         for name, version in backup.before.items():
             after = backup.after[name]
             if version is None:
@@ -84,7 +85,7 @@ def show_command(
                 text = f"left as it was, {version.size} bytes"
             else:
                 text = f"{version.size} bytes before, in {root.show(store.object_path(version))}"
-            typer.echo(f"{name}: {text}" + (", removed" if version is not None and after is None else ""))
+            say(f"{name}: {text}" + (", removed" if version is not None and after is None else ""))
 
 
 @backups_app.command("diff")
@@ -123,11 +124,11 @@ def restore_command(
         n_backups = resolve(settings, None, config_dir).settings.output.keep_backups
         made = restore_backup(root, checked, check_run_id(run), n_backups)
         if made is None:
-            typer.echo(f"{ep_id}: the files are what they were before run {run} already")
+            say(f"{ep_id}: the files are what they were before run {run} already")
         else:
             names = ", ".join(name.rsplit("/", 1)[-1] for name in made.changed)
-            typer.echo(f"{ep_id}: as before run {run}: {names}")
-            typer.echo(f"to take that back: {describe_way_back(ep_id, made.run_id, root.name)}")
+            say(f"{ep_id}: as before run {run}: {names}")
+            say(f"to take that back: {describe_way_back(ep_id, made.run_id, root.name)}")
 
 
 @backups_app.command("prune")
@@ -150,7 +151,7 @@ def prune_command(
             n_before = len(store.list_backups())
             _, n_bytes = store.prune(n_backups, is_first_kept=not drop_first)
             n_after = len(store.list_backups())
-        typer.echo(f"{ep_id}: {n_before - n_after} backups removed, {n_bytes} bytes freed; {n_after} are kept")
+        say(f"{ep_id}: {n_before - n_after} backups removed, {n_bytes} bytes freed; {n_after} are kept")
 
 
 def diff_command(
@@ -186,4 +187,4 @@ def _print_changes(changes: dict[str, Any], *, is_json: bool) -> None:
     from cleanup.entrypoints.display import describe_changes
 
     for line in describe_changes(changes):
-        typer.echo(line)
+        say(line)

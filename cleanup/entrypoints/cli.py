@@ -31,7 +31,8 @@ from cleanup.entrypoints.options import (
 )
 from cleanup.entrypoints.people_cli import people_app
 from cleanup.entrypoints.serve_options import Limits, ServeOptions
-from cleanup.entrypoints.shell import one_line_errors, open_root, print_json, resolve
+from cleanup.entrypoints.shell import one_line_errors, open_root, resolve
+from cleanup.entrypoints.terminal import print_json, say, set_up_logging
 from cleanup.errors import CleanupError
 
 _SERVED = ServeOptions()
@@ -60,9 +61,8 @@ app.add_typer(jobs_app, name="jobs")
 app.add_typer(people_app, name="people")
 
 
-def _set_up_logging(verbosity: int) -> None:
-    level = logging.WARNING if verbosity == 0 else logging.INFO if verbosity == 1 else logging.DEBUG
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+def _log_at(verbosity: int) -> None:
+    set_up_logging(logging.WARNING if verbosity == 0 else logging.INFO if verbosity == 1 else logging.DEBUG)
 
 
 @app.command("run")
@@ -92,9 +92,10 @@ def run_command(
     cleanup run --ep-id rhobh-s05e02 --profile balanced --actions split_tracks recluster --write-back
     """
     with one_line_errors() as stop:
-        _set_up_logging(verbose)
-        from cleanup.entrypoints.display import make_console, print_report, show_progress
+        _log_at(verbose)
+        from cleanup.entrypoints.display import print_report, show_progress
         from cleanup.entrypoints.episode_job import EpisodeJob, parse_actions, run_episode_job
+        from cleanup.entrypoints.screen import Screen
         from cleanup.names import check_ep_id
 
         resolved = resolve(settings, profile, config_dir)
@@ -108,15 +109,15 @@ def run_command(
             progress_file=Path(progress_file) if progress_file else None,
             is_resume=resume,
         )
-        console = make_console(is_error=json_output)
-        with show_progress(console, is_quiet=quiet) as on_progress, _stdout_kept(is_json=json_output):
+        screen = Screen(is_error=json_output)
+        with show_progress(screen, is_quiet=quiet) as on_progress, _stdout_kept(is_json=json_output):
             report = run_episode_job(job, on_progress, lambda: stop.is_requested)
         if stop.is_requested:
-            typer.echo("cleanup: the stop came too late, when the run was being written; it is complete", err=True)
+            say("cleanup: the stop came too late, when the run was being written; it is complete", is_error=True)
         if json_output:
             print_json(report)
         elif not quiet:
-            print_report(make_console(), report)
+            print_report(Screen(), report)
 
 
 def _stdout_kept(*, is_json: bool) -> contextlib.AbstractContextManager[object]:
@@ -181,9 +182,10 @@ def season_command(
     cleanup season --show rhobh --season 5 --profile balanced --write-back
     """
     with one_line_errors() as stop:
-        _set_up_logging(verbose)
-        from cleanup.entrypoints.display import make_console, print_season, show_season
+        _log_at(verbose)
+        from cleanup.entrypoints.display import print_season, show_season
         from cleanup.entrypoints.episode_job import parse_actions
+        from cleanup.entrypoints.screen import Screen
         from cleanup.entrypoints.season_job import SeasonJob, choose_episodes, run_season_job
 
         resolved = resolve(settings, profile, config_dir)
@@ -200,13 +202,13 @@ def season_command(
             is_fail_fast=fail_fast,
             progress_file=Path(progress_file) if progress_file else None,
         )
-        console = make_console(is_error=json_output)
-        with show_season(console, is_quiet=quiet) as on_progress, _stdout_kept(is_json=json_output):
+        screen = Screen(is_error=json_output)
+        with show_season(screen, is_quiet=quiet) as on_progress, _stdout_kept(is_json=json_output):
             report = run_season_job(job, on_progress, lambda: stop.is_requested)
         if json_output:
             print_json(report)
         elif not quiet:
-            print_season(make_console(), report)
+            print_season(Screen(), report)
         if report["state"] != "succeeded":
             raise typer.Exit(1)
 
@@ -225,19 +227,16 @@ def settings_command(
         if json_output:
             print_json({name: {**d, "meaning": SPECS[name].metadata["meaning"]} for name, d in described.items()})
             return
-        from rich.table import Table
+        from cleanup.entrypoints.screen import Screen
 
-        from cleanup.entrypoints.display import make_console
-
-        table = Table(title=f"profile {resolved.profile}", title_justify="left")
-        for heading in ("setting", "value", "source", "meaning"):
-            table.add_column(heading, overflow="fold")
+        rows = []
         for name, entry in described.items():
             meta = SPECS[name].metadata
             meaning = meta["meaning"] + (f" ({meta['unit']})" if meta["unit"] else "")
             value = f"auto, else {entry['value']}" if entry.get("auto") else str(entry["value"])
-            table.add_row(name, value, entry["source"], meaning)
-        make_console().print(table)
+            rows.append((name, value, entry["source"], meaning))
+        headings = [(heading, "fold") for heading in ("setting", "value", "source", "meaning")]
+        Screen().print_table(headings, rows, f"profile {resolved.profile}")
 
 
 @app.command("validate")
@@ -252,12 +251,12 @@ def validate_command(ep_id: EP_ID, out_root: OUT_ROOT = None) -> None:
         root.check_episode(checked)
         problems = root.read_settled(checked, find_violations)
         for problem in problems:
-            typer.echo(problem)
+            say(problem)
         if problems:
-            typer.echo(f"{ep_id}: {len(problems)} violation{'s' if len(problems) > 1 else ''}", err=True)
+            say(f"{ep_id}: {len(problems)} violation{'s' if len(problems) > 1 else ''}", is_error=True)
             raise typer.Exit(CleanupError.exit_code)
         episode = root.read_settled(checked, read_episode)
-        typer.echo(
+        say(
             f"{ep_id}: valid, {episode.dialect} dialect, {len(episode.tracks)} tracks, {len(episode.faces)} faces, "
             f"{len(episode.identities)} identities"
         )
@@ -278,7 +277,7 @@ def doctor_command(
             print_json([{"check": f.check, "ok": f.is_ok, "found": f.text} for f in findings])
         else:
             for finding in findings:
-                typer.echo(f"{'ok  ' if finding.is_ok else 'FAIL'} {finding.check}: {finding.text}")
+                say(f"{'ok  ' if finding.is_ok else 'FAIL'} {finding.check}: {finding.text}")
         if not all(f.is_ok for f in findings):
             raise typer.Exit(1)
 
@@ -324,7 +323,7 @@ def serve_command(
     cleanup serve --out-root data --models models
     """
     with one_line_errors():
-        _set_up_logging(verbose)
+        _log_at(verbose)
         from cleanup.entrypoints.serve import (
             build_app,
             hand_on,

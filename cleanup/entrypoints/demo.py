@@ -18,12 +18,12 @@ import av
 import cv2
 import numpy as np
 import onnx
-import typer
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from cleanup.algorithms.face_alignment import ARCFACE_TEMPLATE, CROP_SIZE, estimate_similarity
 from cleanup.edges.onnx_models import FaceRecogniser
+from cleanup.entrypoints.terminal import say
 from cleanup.errors import SettingsError
 
 EP_ID = "demo-s01e01"
@@ -65,7 +65,7 @@ def run_demo(folder: Path, seed: int) -> None:
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     marker.write_text("Made by cleanup demo; made anew at each call.\n")
-    typer.echo(f"Drawing a {_N_SHOTS * _SHOT_FRAMES / _FPS:.0f} s episode and its raw artifacts under {folder}")
+    say(f"Drawing a {_N_SHOTS * _SHOT_FRAMES / _FPS:.0f} s episode and its raw artifacts under {folder}")
     draw_episode(folder, seed)
     models, seeds = folder / "models", folder / "seed_photos"
     shared = ["--out-root", str(folder), "--models", str(models), "--device", "cpu"]
@@ -73,10 +73,12 @@ def run_demo(folder: Path, seed: int) -> None:
         ["facebank", "enroll", "--show", "demo", "--aligned", *shared, str(seeds)],
         ["run", "--ep-id", EP_ID, "--profile", "balanced", "--write-back", "--save-crops", *shared],
     ):
-        typer.echo(f"\n$ cleanup {' '.join(arguments)}")
+        say("")
+        say(f"$ cleanup {' '.join(arguments)}")
         app(arguments, standalone_mode=False)
-    typer.echo(f"\n{_N_SEEDED} of {_N_PEOPLE} people have a seed; {_NAMES[-1]} has none and stays unnamed.")
-    typer.echo(f"pictures of every track: {folder / 'frames' / EP_ID / 'thumbs'}")
+    say("")
+    say(f"{_N_SEEDED} of {_N_PEOPLE} people have a seed; {_NAMES[-1]} has none and stays unnamed.")
+    say(f"pictures of every track: {folder / 'frames' / EP_ID / 'thumbs'}")
 
 
 def draw_episode(folder: Path, seed: int) -> None:

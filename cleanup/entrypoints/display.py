@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import Progress, TaskID
 
 from cleanup.algorithms.targets import TARGETS
+from cleanup.entrypoints.screen import Screen, Styled
 from cleanup.progress import PhaseProgress, ReportProgress
 
 _PLAIN_INTERVAL_S = 5.0
 # Parts of a run that took less are not mentioned.
 _WORTH_SAYING_S = 0.05
+_WARNING = ("warning:", "yellow")
 
 
 @contextmanager
-def show_progress(console: Console, *, is_quiet: bool) -> Iterator[ReportProgress | None]:
+def show_progress(screen: Screen, *, is_quiet: bool) -> Iterator[ReportProgress | None]:
     """A live display on a terminal, otherwise a plain line at each phase and every few seconds."""
     if is_quiet:
         yield None
-    elif console.is_terminal:
-        with Progress(
-            SpinnerColumn(),
-            TextColumn("[bold]{task.description:<16}"),
-            BarColumn(),
-            TextColumn("{task.fields[counts]:>18}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-        ) as display:
-            yield _LiveProgress(display)
+    elif screen.is_terminal:
+        with screen.progress("{task.description:<16}", "{task.fields[note]:>18}") as bars:
+            yield _LiveProgress(bars)
     else:
-        yield _PlainProgress(console)
+        yield _PlainProgress(screen)
 
 
 def _counts(event: PhaseProgress, elapsed_s: float) -> str:
@@ -49,21 +40,21 @@ def _counts(event: PhaseProgress, elapsed_s: float) -> str:
 
 
 class _LiveProgress:
-    def __init__(self, display: Progress) -> None:
-        self._display = display
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
         self._tasks: dict[str, tuple[TaskID, float]] = {}
 
     def __call__(self, event: PhaseProgress) -> None:
         if event.phase not in self._tasks:
-            task = self._display.add_task(event.phase, total=1.0, counts="")
+            task = self._bars.add_task(event.phase, total=1.0, note="")
             self._tasks[event.phase] = (task, time.monotonic())
         task, started = self._tasks[event.phase]
-        self._display.update(task, completed=event.fraction, counts=_counts(event, time.monotonic() - started))
+        self._bars.update(task, completed=event.fraction, note=_counts(event, time.monotonic() - started))
 
 
 class _PlainProgress:
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
         self._phase, self._started, self._shown = "", 0.0, 0.0
 
     def __call__(self, event: PhaseProgress) -> None:
@@ -75,26 +66,19 @@ class _PlainProgress:
             self._shown = now
             line = f"{event.phase} ({event.phase_index}/{event.phase_total})"
             counts = _counts(event, now - self._started)
-            self._console.print(f"{line}: {counts}" if counts else line, highlight=False)
+            self._screen.say(f"{line}: {counts}" if counts else line)
 
 
 @contextmanager
-def show_season(console: Console, *, is_quiet: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def show_season(screen: Screen, *, is_quiet: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """A bar for the season and one per episode under way on a terminal, otherwise a line where something changes."""
     if is_quiet:
         yield lambda _: None
-    elif console.is_terminal:
-        with Progress(
-            TextColumn("[bold]{task.description:<24}"),
-            BarColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-        ) as display:
-            yield _LiveSeason(display)
+    elif screen.is_terminal:
+        with screen.progress("{task.description:<24}", "{task.fields[note]}") as bars:
+            yield _LiveSeason(screen, bars)
     else:
-        yield _PlainSeason(console)
+        yield _PlainSeason(screen)
 
 
 def _place_of(episode: Mapping[str, Any]) -> str:
@@ -105,24 +89,24 @@ def _place_of(episode: Mapping[str, Any]) -> str:
 
 
 class _LiveSeason:
-    def __init__(self, display: Progress) -> None:
-        self._display = display
-        self._total = display.add_task("season", total=1.0, note="")
+    def __init__(self, screen: Screen, bars: Progress) -> None:
+        self._screen, self._bars = screen, bars
+        self._total = bars.add_task("season", total=1.0, note="")
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, season: Mapping[str, Any]) -> None:
         note = f"{season['episodes_done']}/{season['episodes_total']} episodes"
         note += f", {season['episodes_failed']} failed" if season["episodes_failed"] else ""
-        self._display.update(self._total, completed=season["progress"], note=note)
+        self._bars.update(self._total, completed=season["progress"], note=note)
         for ep_id, episode in season["episodes"].items():
             is_running = episode["state"] == "running"
             if is_running and ep_id not in self._tasks:
-                self._tasks[ep_id] = self._display.add_task(ep_id, total=1.0, note="")
+                self._tasks[ep_id] = self._bars.add_task(ep_id, total=1.0, note="")
             if is_running:
-                self._display.update(self._tasks[ep_id], completed=episode["progress"], note=_place_of(episode))
+                self._bars.update(self._tasks[ep_id], completed=episode["progress"], note=_place_of(episode))
             elif ep_id in self._tasks:
-                self._display.remove_task(self._tasks.pop(ep_id))
-                self._display.console.print(_end_of(ep_id, episode), highlight=False)
+                self._bars.remove_task(self._tasks.pop(ep_id))
+                self._screen.say(_end_of(ep_id, episode))
 
 
 def _end_of(ep_id: str, episode: Mapping[str, Any]) -> str:
@@ -131,8 +115,8 @@ def _end_of(ep_id: str, episode: Mapping[str, Any]) -> str:
 
 
 class _PlainSeason:
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
         self._said: dict[str, str] = {}
         self._shown = 0.0
 
@@ -145,75 +129,70 @@ class _PlainSeason:
             if word != self._said.get(ep_id, "queued"):
                 self._said[ep_id] = word
                 line = _end_of(ep_id, episode) if is_over else f"{ep_id}: {_place_of(episode)}"
-                self._console.print(line, highlight=False, soft_wrap=True)
+                self._screen.say(line)
         now = time.monotonic()
         if now - self._shown >= _PLAIN_INTERVAL_S and season["state"] == "running":
             self._shown = now
             eta = f", {season['eta_seconds']:.0f} s left" if season["eta_seconds"] is not None else ""
             done = f"{season['episodes_done']}/{season['episodes_total']} episodes"
-            self._console.print(f"season: {season['progress']:.0%}, {done}{eta}", highlight=False)
+            self._screen.say(f"season: {season['progress']:.0%}, {done}{eta}")
 
 
-def print_season(console: Console, report: Mapping[str, Any]) -> None:
+def print_season(screen: Screen, report: Mapping[str, Any]) -> None:
     """A line per episode, what failed and why, what was done in all, and where the report is."""
-    table = Table()
-    for heading in ("episode", "state", "tracks", "clusters", "shards done", "seconds"):
-        table.add_column(heading, justify="left" if heading in ("episode", "state") else "right")
     styles = {"succeeded": "green", "unchanged": "green", "failed": "red", "canceled": "yellow"}
-    for ep_id, episode in report["episodes"].items():
-        seen = episode.get("observed") or {}
-        done = seen.get("shards", 0) - seen.get("shards_from_checkpoints", 0) - seen.get("shards_failed", 0)
-        table.add_row(
-            ep_id,
-            f"[{styles[episode['state']]}]{episode['state']}[/]",
-            *(
-                f"{episode[f'{name}_before']} > {episode[f'{name}_after']}" if "report" in episode else ""
-                for name in ("tracks", "clusters")
-            ),
-            f"{done}/{seen['shards']}" if seen else "",
-            f"{episode['runtime_sec']:.1f}",
-        )
-    console.print(table)
+    headings = [("episode", "left"), ("state", "left")]
+    headings += [(heading, "right") for heading in ("tracks", "clusters", "shards done", "seconds")]
+    screen.print_table(headings, [_season_row(ep_id, episode, styles) for ep_id, episode in report["episodes"].items()])
     for ep_id, episode in report["episodes"].items():
         if episode["error"]:
-            console.print(f"[bold]{ep_id}[/]: {episode['error']}", highlight=False, soft_wrap=True)
+            screen.say((ep_id, "bold"), f": {episode['error']}")
         for failure in episode.get("failed_shards", []):
-            console.print(
-                f"[yellow]warning:[/yellow] {ep_id}: frames {failure['first_frame']} to {failure['last_frame']} could "
-                f"not be looked at, {len(failure['tracks'])} tracks are left as they were: {failure['reason']}",
-                highlight=False, soft_wrap=True,
+            screen.say(
+                _WARNING, f" {ep_id}: frames {failure['first_frame']} to {failure['last_frame']} could not be looked "
+                f"at, {len(failure['tracks'])} tracks are left as they were: {failure['reason']}",
             )  # fmt: skip
     totals = report["totals"]
     by_state = ", ".join(f"{totals[s]} {s}" for s in styles if totals[s])
     n_episodes = totals["episodes"]
-    console.print(f"{n_episodes} episode{'s' if n_episodes > 1 else ''}: {by_state}", highlight=False)
+    screen.say(f"{n_episodes} episode{'s' if n_episodes > 1 else ''}: {by_state}")
     if totals["unchanged"]:
-        console.print("unchanged: finished before, from the same inputs; --no-resume does them again", highlight=False)
+        screen.say("unchanged: finished before, from the same inputs; --no-resume does them again")
     if not report["write_back"]:
-        console.print("nothing written back (add --write-back)", highlight=False)
-    console.print(f"report: {report['files']['report']}", highlight=False, soft_wrap=True)
+        screen.say("nothing written back (add --write-back)")
+    screen.say(f"report: {report['files']['report']}")
 
 
-def print_report(console: Console, report: Mapping[str, Any]) -> None:
+def _season_row(ep_id: str, episode: Mapping[str, Any], styles: Mapping[str, str]) -> list[Styled]:
+    seen = episode.get("observed") or {}
+    done = seen.get("shards", 0) - seen.get("shards_from_checkpoints", 0) - seen.get("shards_failed", 0)
+    counts = [
+        f"{episode[f'{name}_before']} > {episode[f'{name}_after']}" if "report" in episode else ""
+        for name in ("tracks", "clusters")
+    ]
+    shards = f"{done}/{seen['shards']}" if seen else ""
+    state = episode["state"]
+    return [ep_id, (state, styles[state]), *counts, shards, f"{episode['runtime_sec']:.1f}"]
+
+
+def print_report(screen: Screen, report: Mapping[str, Any]) -> None:
     """The before/after table with targets, what each phase did, warnings in words, and where the files are."""
-    console.print(f"{report['ep_id']}: {', '.join(report['actions_completed'])}", highlight=False)
-    table = Table()
-    table.add_column("")
-    for heading in ("before", "after", "target"):
-        table.add_column(heading, justify="right")
-    for name in ("tracks", "faces", "clusters"):
-        table.add_row(name, str(report[f"{name}_before"]), str(report[f"{name}_after"]), "")
+    screen.say(f"{report['ep_id']}: {', '.join(report['actions_completed'])}")
+    rows: list[list[Styled]] = [
+        [name, str(report[f"{name}_before"]), str(report[f"{name}_after"]), ""]
+        for name in ("tracks", "faces", "clusters")
+    ]
     for name, target in TARGETS.items():
         before, after = report["metrics_before"][name], report["metrics_after"][name]
         style = "green" if after < target else "yellow"
-        table.add_row(name.replace("_", " "), f"{before:.3g}", f"[{style}]{after:.3g}[/{style}]", f"< {target:g}")
-    console.print(table)
+        rows.append([name.replace("_", " "), f"{before:.3g}", (f"{after:.3g}", style), f"< {target:g}"])
+    screen.print_table([("", "left"), ("before", "right"), ("after", "right"), ("target", "right")], rows)
     for line in _phase_lines(report):
-        console.print(line, highlight=False, soft_wrap=True)
+        screen.say(line)
     for warning in report["warnings"]:
-        console.print(f"[yellow]warning:[/yellow] {warning}", highlight=False, soft_wrap=True)
-    console.print(_describe_timings(report), highlight=False, soft_wrap=True)
-    _print_files(console, report)
+        screen.say(_WARNING, f" {warning}")
+    screen.say(_describe_timings(report))
+    _print_files(screen, report)
 
 
 def _describe_timings(report: Mapping[str, Any]) -> str:
@@ -262,30 +241,24 @@ def _disagreement_lines(report: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _print_files(console: Console, report: Mapping[str, Any]) -> None:
+def _print_files(screen: Screen, report: Mapping[str, Any]) -> None:
     files = report["files"]
     if not report["write_back"]:
-        console.print("nothing written back (add --write-back)", highlight=False)
+        screen.say("nothing written back (add --write-back)")
     elif not files["changed"]:
-        console.print("nothing changed, nothing written back", highlight=False)
+        screen.say("nothing changed, nothing written back")
     else:
-        console.print("written:", highlight=False)
+        screen.say("written:")
         for path in files["changed"]:
-            console.print(f"  {path}", highlight=False, soft_wrap=True)
+            screen.say(f"  {path}")
         root = files["report"].rpartition(f"/manifests/{report['ep_id']}/")[0]
-        way_back = describe_way_back(report["ep_id"], files["backup"], root)
-        console.print(f"to go back: {way_back}", highlight=False, soft_wrap=True)
-    console.print(f"report: {files['report']}", highlight=False, soft_wrap=True)
+        screen.say(f"to go back: {describe_way_back(report['ep_id'], files['backup'], root)}")
+    screen.say(f"report: {files['report']}")
 
 
 def describe_way_back(ep_id: str, run_id: str, root: str) -> str:
     """The command that takes an episode back to before a run, to be copied from a terminal."""
     return f"cleanup backups restore {ep_id} {run_id} --out-root {shlex.quote(root)}"
-
-
-def make_console(*, is_error: bool = False) -> Console:
-    """A console for standard output, or for standard error where results go elsewhere."""
-    return Console(file=sys.stderr if is_error else sys.stdout)
 
 
 def describe_changes(changes: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,8 @@ import typer
 
 from cleanup.entrypoints.options import CONFIG_DIR, JSON_OUTPUT, OUT_ROOT, with_setting_options
 from cleanup.entrypoints.people_cli import PERSON, SHOW, open_bank
-from cleanup.entrypoints.shell import one_line_errors, open_root, print_json, resolve
+from cleanup.entrypoints.shell import one_line_errors, open_root, resolve
+from cleanup.entrypoints.terminal import print_json, say, say_fields
 from cleanup.errors import CleanupError, FacebankError, SettingsError, VideoError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def _tell(line: str, value: dict[str, Any], *, is_json: bool) -> None:
     if is_json:
         print_json(value)
     else:
-        typer.echo(line)
+        say(line)
 
 
 def _count_seeds(n_seeds: int) -> str:
@@ -219,16 +220,14 @@ def _print_enrolled(
         return
     for outcome in outcomes:
         note = f" ({outcome.note})" if outcome.note else ""
-        typer.echo(f"{outcome.path}: {outcome.problem or f'{outcome.person_id}, one face'}{note}")
+        say(f"{outcome.path}: {outcome.problem or f'{outcome.person_id}, one face'}{note}")
     n_seeds = sum(o.seed is not None for o in outcomes)
     n_people = len({o.person_id for o in outcomes if o.seed is not None})
     n_refused = len(outcomes) - n_seeds
     if is_dry_run:
-        typer.echo(
-            f"{show}: {n_seeds} photos of {n_people} people would be enrolled, {n_refused} refused; nothing was done"
-        )
+        say(f"{show}: {n_seeds} photos of {n_people} people would be enrolled, {n_refused} refused; nothing was done")
         return
-    typer.echo(
+    say(
         f"{show}: {n_new} new seeds of {n_people} people, {n_seeds - n_new} were there already, "
         f"{n_refused} photos refused"
     )
@@ -257,9 +256,9 @@ def list_command(
             return
         for person in people:
             models = ", ".join(person.models) or "none"
-            typer.echo(f"{person.show}\t{person.person_id}\t{person.name}\t{_count_seeds(person.n_seeds)}\t{models}")
+            say_fields(person.show, person.person_id, person.name, _count_seeds(person.n_seeds), models)
         if not people:
-            typer.echo("nobody is enrolled; add people with: cleanup facebank enroll --show SHOW DIR", err=True)
+            say("nobody is enrolled; add people with: cleanup facebank enroll --show SHOW DIR", is_error=True)
 
 
 def _describe(entry: StoredSeed) -> dict[str, Any]:
@@ -300,12 +299,10 @@ def show_command(
         for entry in seeds:
             quality = "-" if entry.seed.quality is None else f"{entry.seed.quality:.2f}"
             star = " *" if entry.is_featured else ""
-            typer.echo(
-                f"{entry.seed_id}\t{entry.seed.image_name}\tquality {quality}\t{entry.model}\t"
-                f"{entry.seed.display_path or 'no picture'}{star}"
-            )
+            picture = f"{entry.seed.display_path or 'no picture'}{star}"
+            say_fields(entry.seed_id, entry.seed.image_name, f"quality {quality}", entry.model, picture)
         if not seeds:
-            typer.echo(f"{person} has no seeds", err=True)
+            say(f"{person} has no seeds", is_error=True)
 
 
 @facebank_app.command("feature")
@@ -399,15 +396,14 @@ def stats_command(
             print_json(rows)
             return
         for row in rows:
-            typer.echo(
-                f"{row['show']}\t{row['people']} people, {_count_seeds(row['seeds'])} ({', '.join(row['models'])}), "
-                f"{row['without_pictures']} without pictures"
-            )
+            seeds = f"{row['people']} people, {_count_seeds(row['seeds'])} ({', '.join(row['models'])})"
+            say_fields(row["show"], f"{seeds}, {row['without_pictures']} without pictures")
             if row["most_alike"] is not None:
                 alike = row["most_alike"]
-                typer.echo(f"\tmost alike: {alike['people'][0]} and {alike['people'][1]}, {alike['similarity']:.3f}")
+                pair = " and ".join(alike["people"])
+                say_fields("", f"most alike: {pair}, {alike['similarity']:.3f}")
         if not rows:
-            typer.echo("nobody is enrolled; add people with: cleanup facebank enroll --show SHOW DIR", err=True)
+            say("nobody is enrolled; add people with: cleanup facebank enroll --show SHOW DIR", is_error=True)
 
 
 @facebank_app.command("export")
@@ -541,7 +537,7 @@ def backfill_command(
                     seed = save_images(bank.root, check_show(show), seed, images, keeps_original=keep_originals)
                 filled[entry.seed_id] = seed
             else:
-                typer.echo(f"{entry.seed.person_id}: {entry.seed.image_name} is not in {folder}", err=True)
+                say(f"{entry.seed.person_id}: {entry.seed.image_name} is not in {folder}", is_error=True)
         if not dry_run:
             bank.facebank.set_images(filled)
         word = "would get" if dry_run else "got"
@@ -572,7 +568,7 @@ def check_command(
             print_json({"seeds": len(entries), "problems": problems})
         else:
             for problem in problems:
-                typer.echo(problem)
-            typer.echo(f"{_count_seeds(len(entries))}, {len(problems)} problem{'' if len(problems) == 1 else 's'}")
+                say(problem)
+            say(f"{_count_seeds(len(entries))}, {len(problems)} problem{'' if len(problems) == 1 else 's'}")
         if problems:
             raise typer.Exit(1)

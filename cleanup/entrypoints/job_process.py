@@ -19,6 +19,7 @@ from cleanup.edges.job_store import CANCELED, EPISODE, FAILED, SUCCEEDED, Job, J
 from cleanup.edges.root_path import RootPath
 from cleanup.entrypoints.shell import open_root
 from cleanup.entrypoints.stop_signals import Stop, stop_held, stop_let, stop_on_signals
+from cleanup.entrypoints.terminal import set_up_logging
 from cleanup.errors import CleanupError, CommittedError, first_line
 
 _log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ def _do(job: Job, record: _Record, is_stop_requested: Callable[[], bool]) -> dic
 
 def main() -> None:
     """Entry point of the process. Data root, models and Facebank are in its environment."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    set_up_logging(logging.INFO, is_timed=True)
     try:
         with stop_on_signals() as stop:
             run_job(JobStore(Path(sys.argv[1])), sys.argv[2], stop)

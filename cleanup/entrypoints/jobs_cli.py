@@ -12,7 +12,8 @@ import typer
 
 from cleanup.entrypoints.options import ACTIONS, JSON_OUTPUT, PROFILE, WRITE_BACK, with_setting_options
 from cleanup.entrypoints.serve_options import TOKEN_VARIABLE
-from cleanup.entrypoints.shell import one_line_errors, print_json
+from cleanup.entrypoints.shell import one_line_errors
+from cleanup.entrypoints.terminal import print_json, say
 from cleanup.errors import EngineError, SettingsError
 from cleanup.settings import REQUEST_SETTINGS
 
@@ -76,12 +77,12 @@ def start_command(
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         job = _call(client, "POST", path, json={k: v for k, v in body.items() if v is not None}, headers=headers)
         if watch:
-            typer.echo(f"{job['job_id']} {job['state']}", err=True)
+            say(f"{job['job_id']} {job['state']}", is_error=True)
             raise typer.Exit(_watch(client, job["job_id"]))
         if json_output:
             print_json(job)
         else:
-            typer.echo(job["job_id"])
+            say(job["job_id"])
 
 
 @jobs_app.command("list")
@@ -103,11 +104,9 @@ def list_command(
             return
         for job in jobs:
             episodes = job["ep_id"] or f"{len(job['ep_ids'])} episodes"
-            typer.echo(
-                f"{job['job_id']}  {job['state']:<9}  {episodes}" + (f"  {job['error']}" if job["error"] else "")
-            )
+            say(f"{job['job_id']}  {job['state']:<9}  {episodes}" + (f"  {job['error']}" if job["error"] else ""))
         if not jobs:
-            typer.echo("no jobs", err=True)
+            say("no jobs", is_error=True)
 
 
 @jobs_app.command("show")
@@ -118,13 +117,14 @@ def show_command(job_id: JOB_ID, json_output: JSON_OUTPUT = False, url: URL = DE
         if json_output:
             print_json(job)
             return
-        from cleanup.entrypoints.display import make_console, print_report, print_season
+        from cleanup.entrypoints.display import print_report, print_season
+        from cleanup.entrypoints.screen import Screen
 
         if job["summary"] is not None:
-            (print_report if job["kind"] == "episode" else print_season)(make_console(), job["summary"])
+            (print_report if job["kind"] == "episode" else print_season)(Screen(), job["summary"])
             return
         progress = _call(client, "GET", f"/jobs/{job_id}/progress")
-        typer.echo(f"{job['job_id']}  {job['state']}  {_describe(progress)}")
+        say(f"{job['job_id']}  {job['state']}  {_describe(progress)}")
 
 
 @jobs_app.command("watch")
@@ -145,7 +145,7 @@ def cancel_command(job_id: JOB_ID, json_output: JSON_OUTPUT = False, url: URL = 
         if json_output:
             print_json(job)
         else:
-            typer.echo(f"{job['job_id']} {job['state']}" + (f": {job['error']}" if job["error"] else ""))
+            say(f"{job['job_id']} {job['state']}" + (f": {job['error']}" if job["error"] else ""))
 
 
 @contextlib.contextmanager
@@ -183,12 +183,12 @@ def _watch(client: httpx.Client, job_id: str) -> int:
     import httpx
     import orjson
 
-    from cleanup.entrypoints.display import make_console
+    from cleanup.entrypoints.screen import Screen
 
-    console = make_console(is_error=True)
+    screen = Screen(is_error=True)
     last_id: str | None = None
     silences, phase = 0, ""
-    with console.status("") as status:
+    with screen.status() as show:
         while True:
             try:
                 headers = {"Last-Event-ID": last_id} if last_id else {}
@@ -199,14 +199,14 @@ def _watch(client: httpx.Client, job_id: str) -> int:
                         last_id = event_id
                         event = orjson.loads(data)
                         if kind == "progress":
-                            status.update(_describe(event))
-                            if not console.is_terminal and event.get("phase", "") != phase:
+                            show(_describe(event))
+                            if not screen.is_terminal and event.get("phase", "") != phase:
                                 phase = event["phase"]
-                                console.print(_describe(event), markup=False, highlight=False)
+                                screen.say(_describe(event))
                         elif kind == "log":
-                            console.print(event["line"], markup=False, highlight=False)
+                            screen.say(event["line"])
                         else:
-                            console.print(f"{event['state']}" + (f": {event['error']}" if event["error"] else ""))
+                            screen.say(f"{event['state']}" + (f": {event['error']}" if event["error"] else ""))
                             return {"succeeded": 0, "canceled": 130}.get(event["state"], 1)
             except httpx.TransportError:
                 silences += 1

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cleanup.entrypoints.options import CONFIG_DIR, JSON_OUTPUT, OUT_ROOT, with_setting_options
-from cleanup.entrypoints.shell import one_line_errors, open_root, print_json, resolve
+from cleanup.entrypoints.shell import one_line_errors, open_root, resolve
+from cleanup.entrypoints.terminal import print_json, say, say_fields
 from cleanup.errors import FacebankError, SettingsError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Bank:
 def report_failures(failures: Sequence[str]) -> None:
     """A line for everything that failed, and then the exit code that says so."""
     for failure in failures:
-        typer.echo(f"cleanup: {failure}", err=True)
+        say(f"cleanup: {failure}", is_error=True)
     if failures:
         raise typer.Exit(1)
 
@@ -94,12 +95,10 @@ def list_command(
         for p in people:
             also = f", also {', '.join(p.aliases)}" if p.aliases else ""
             name = "(unknown)" if p.is_unknown else p.name
-            typer.echo(
-                f"{p.show}\t{p.person_id}\t{name}{also}\t{p.n_seeds} seeds\t{p.n_identities} identities, {p.n_faces} "
-                f"faces in {', '.join(p.episodes) or 'no episode'}"
-            )
+            where = f"{p.n_identities} identities, {p.n_faces} faces in {', '.join(p.episodes) or 'no episode'}"
+            say_fields(p.show, p.person_id, f"{name}{also}", f"{p.n_seeds} seeds", where)
         if not people:
-            typer.echo("nobody is known yet; add people with: cleanup facebank enroll --show SHOW DIR", err=True)
+            say("nobody is known yet; add people with: cleanup facebank enroll --show SHOW DIR", is_error=True)
 
 
 @people_app.command("show")
@@ -119,11 +118,10 @@ def show_command(
             print_json(rows)
             return
         for row in rows:
-            typer.echo(
-                f"{row['ep_id']}\t{row['identity_id']}\t{row['tracks']} tracks\t{row['faces']} faces\t{row['source']}"
-            )
+            counts = f"{row['tracks']} tracks", f"{row['faces']} faces"
+            say_fields(row["ep_id"], row["identity_id"], *counts, row["source"])
         if not rows:
-            typer.echo(f"{person} is in no episode yet", err=True)
+            say(f"{person} is in no episode yet", is_error=True)
 
 
 @people_app.command("name")
@@ -157,7 +155,7 @@ def name_command(
             return touched
 
         bank.change(show, decide)
-        typer.echo(f"{show}: {person} is {name.strip()}, in {_count(touched)}")
+        say(f"{show}: {person} is {name.strip()}, in {_count(touched)}")
 
 
 def _count(touched: Sequence[Key]) -> str:
@@ -180,7 +178,7 @@ def merge_command(
     """Makes two people one: PERSON becomes INTO in every episode. Can be undone."""
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
         bank.change(show, lambda: bank.people.merge(show, person, into, _actor()))
-        typer.echo(f"{show}: {person} is {into} now; cleanup people log --show {show} has the number to undo it by")
+        say(f"{show}: {person} is {into} now; cleanup people log --show {show} has the number to undo it by")
 
 
 @people_app.command("split")
@@ -204,7 +202,7 @@ def split_command(
             return touched
 
         bank.change(show, decide)
-        typer.echo(f"{show}: {', '.join(identities)} is {new_ids[0]} now")
+        say(f"{show}: {', '.join(identities)} is {new_ids[0]} now")
 
 
 def _parse_key(text: str) -> Key:
@@ -227,7 +225,7 @@ def alias_command(
     """Gives a person another name to be found by."""
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
         bank.people.add_alias(show, person, alias, _actor())
-        typer.echo(f"{show}: {person} is also {alias}")
+        say(f"{show}: {person} is also {alias}")
 
 
 @people_app.command("reject")
@@ -247,7 +245,7 @@ def reject_command(
 
         show_id = _show_of(check_ep_id(ep_id), show, settings, config_dir)
         bank.change(show_id, lambda: bank.people.reject(show_id, (ep_id, identity), person, _actor()))
-        typer.echo(f"{ep_id}: {identity} is not {person}")
+        say(f"{ep_id}: {identity} is not {person}")
 
 
 def _show_of(ep_id: EpId, show: str | None, settings: dict[str, Any], config_dir: str | None) -> str:
@@ -279,7 +277,7 @@ def _set_lock(
             show = _show_of(checked, None, settings, config_dir)
             with facebank_of(resolved, root) as facebank:
                 facebank.people.log_lock(show, (ep_id, identity), _actor(), is_locked=is_locked)
-        typer.echo(f"{ep_id}: {identity} is {word}{'' if is_changed else ' already'}")
+        say(f"{ep_id}: {identity} is {word}{'' if is_changed else ' already'}")
 
 
 @people_app.command("lock")
@@ -321,10 +319,8 @@ def log_command(
         for event in events:
             where = " ".join(part for part in (event.ep_id, event.identity_id) if part)
             undone = f" (undone by {event.undone_by})" if event.undone_by is not None else ""
-            typer.echo(
-                f"{event.event_id}\t{event.at}\t{event.kind}\t{event.person_id or 'nobody'}\t{where}\t{event.reason}\t"
-                f"{event.actor}{undone}"
-            )
+            who = event.person_id or "nobody"
+            say_fields(event.event_id, event.at, event.kind, who, where, event.reason, f"{event.actor}{undone}")
 
 
 @people_app.command("undo")
@@ -339,7 +335,7 @@ def undo_command(
     """Takes back a name, merge, split, alias or rejection, in every episode."""
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
         bank.change(show, lambda: bank.people.undo(show, event, _actor()))
-        typer.echo(f"{show}: event {event} is undone")
+        say(f"{show}: event {event} is undone")
 
 
 @people_app.command("sync")
@@ -353,4 +349,4 @@ def sync_command(show: SHOW, out_root: OUT_ROOT = None, config_dir: CONFIG_DIR =
             episodes = bank.people.list_episodes(show)
             confirmed = bank.people.list_confirmed(show)
             report_failures(relabel_episodes(bank.root, bank.facebank, show, episodes, bank.n_backups, confirmed))
-        typer.echo(f"{show}: the labels of {len(episodes)} episodes are up to date")
+        say(f"{show}: the labels of {len(episodes)} episodes are up to date")

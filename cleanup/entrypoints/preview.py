@@ -16,7 +16,8 @@ from cleanup.edges.artifact_reading import read_episode
 from cleanup.edges.data_root import DataRoot
 from cleanup.entrypoints.episode_job import parse_actions
 from cleanup.entrypoints.run_tools import Tools
-from cleanup.entrypoints.shell import open_root, print_json
+from cleanup.entrypoints.shell import open_root
+from cleanup.entrypoints.terminal import print_json
 from cleanup.errors import CleanupError, SettingsError
 from cleanup.names import EpId, check_ep_id, show_of
 from cleanup.report import CleanupReport

@@ -18,6 +18,7 @@ from cleanup.entrypoints.job_pool import JobPool, ProcessRunner, RayRunner, Runn
 from cleanup.entrypoints.readiness import ReadinessProbe
 from cleanup.entrypoints.serve_options import TOKEN_VARIABLE, ServeOptions
 from cleanup.entrypoints.shell import open_root
+from cleanup.entrypoints.terminal import say
 from cleanup.errors import SettingsError
 from cleanup.resolve_settings import CONFIG_DIR_VARIABLE, ResolvedSettings, hide_password, resolve_for_run
 from cleanup.settings import SPECS
@@ -129,7 +130,7 @@ def run_server(app: FastAPI, host: str, port: int, *, is_verbose: bool) -> None:
         raise SettingsError(f"--host {host} --port {port}: {error.strerror}; choose another") from error
     bound = listener.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
-    print(f"Episode Cleanup listens on http://{shown}:{bound}", flush=True)
+    say(f"Episode Cleanup listens on http://{shown}:{bound}")
     config = uvicorn.Config(
         app, log_level="info" if is_verbose else "warning", access_log=is_verbose, server_header=False,
         timeout_graceful_shutdown=_SHUTDOWN_S, log_config=None, loop="asyncio", http="h11",
@@ -138,7 +139,7 @@ def run_server(app: FastAPI, host: str, port: int, *, is_verbose: bool) -> None:
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
         _log.info("asked to stop")
-    print("the API has stopped; jobs that run go on", flush=True)
+    say("the API has stopped; jobs that run go on")
 
 
 def loopback_hosts(host: str) -> list[str]:

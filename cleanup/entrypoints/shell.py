@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cleanup.entrypoints.stop_signals import EXIT_INTERRUPTED, Stop, stop_on_signals
+from cleanup.entrypoints.terminal import say
 from cleanup.errors import CleanupError, CommittedError, describe_os_error
 
 if TYPE_CHECKING:
@@ -31,17 +32,17 @@ def one_line_errors() -> Iterator[Stop]:
         except (Exception, KeyboardInterrupt) as error:
             is_committed = isinstance(error, CommittedError)
             if isinstance(error, KeyboardInterrupt) or (stop.is_requested and not is_committed):
-                typer.echo("cleanup: interrupted; no file is half written", err=True)
+                say("cleanup: interrupted; no file is half written", is_error=True)
                 raise typer.Exit(EXIT_INTERRUPTED) from None
             if isinstance(error, CleanupError):
-                typer.echo(f"cleanup: {error}", err=True)
+                say(f"cleanup: {error}", is_error=True)
                 raise typer.Exit(error.exit_code) from None
             if isinstance(error, BrokenPipeError):  # whoever read our output has enough of it
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(1) from None
             if isinstance(error, OSError):
                 # A full disk, a missing right, a file that vanished: the system's words say it best.
-                typer.echo(f"cleanup: {describe_os_error(error)}; no file is half written", err=True)
+                say(f"cleanup: {describe_os_error(error)}; no file is half written", is_error=True)
                 raise typer.Exit(1) from None
             raise
 
@@ -58,10 +59,3 @@ def open_root(out_root: str | None, resolved: ResolvedSettings) -> DataRoot:
     from cleanup.edges.data_root import resolve_out_root
 
     return resolve_out_root(out_root, os.environ, resolved.settings.storage)
-
-
-def print_json(value: Any) -> None:
-    """Prints a value for programs."""
-    import orjson
-
-    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
