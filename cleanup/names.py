@@ -59,13 +59,18 @@ def show_of(ep_id: EpId) -> Show:
     return Show(match[1])
 
 
+def is_person_id(text: str) -> bool:
+    """Whether a text has the form of a person's id."""
+    return _PERSON_ID.fullmatch(text) is not None
+
+
 def check_person_id(text: str) -> PersonId:
     """The id of a known person that a text is.
 
     Raises:
         FacebankError: It holds something else than letters, digits, - and _, or is one that unknown people get.
     """
-    if not _PERSON_ID.fullmatch(text):
+    if not is_person_id(text):
         raise FacebankError(f"person id {text!r} may hold letters, digits, - and _ only")
     if _UNKNOWN_ID.fullmatch(text):
         raise FacebankError(f"person id {text!r} is of the form that unknown people get; give another")

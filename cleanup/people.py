@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,12 @@ from numpy.typing import NDArray
 SEED, PERSON, HUMAN, NONE = "seed", "person", "human", "none"
 # Episode and identity.
 Key = tuple[str, str]
+# Letters of Latin scripts that no accent makes of a plain one.
+_PLAIN_LETTERS = str.maketrans(
+    {"æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ð": "d", "ħ": "h", "ł": "l", "þ": "th", "\u0131": "i"}
+)
+# Characters of an id made from a name; with a digest it is short of what an id may have.
+_MAX_SLUG = 80
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,17 @@ def find_rejected(ep_id: str, track_ids: Iterable[int], rejections: Sequence[Rej
 
 
 def make_person_id(name: str) -> str:
-    """A person id from a name: ``Lin-Manuel Miranda`` -> ``lin-manuel-miranda``."""
-    plain = unicodedata.normalize("NFKD", name.casefold())
+    """A person id from a name: ``Lin-Manuel Miranda`` -> ``lin-manuel-miranda``, ``José`` -> ``jose``.
+
+    Where letters would be lost, as of ``山田``, or the id would be too long or an unknown person's, it gets a digest of
+    the whole name, so that no two people share it.
+    """
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    plain = unicodedata.normalize("NFKD", folded.translate(_PLAIN_LETTERS))
     plain = "".join(c for c in plain if not unicodedata.combining(c))
-    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "person"
+    slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+    is_whole = all(c.isascii() or not c.isalnum() for c in plain)
+    if slug and is_whole and len(slug) <= _MAX_SLUG and not slug.startswith("unknown-"):
+        return slug
+    digest = hashlib.sha256(folded.encode()).hexdigest()[:8]
+    return f"{slug[:_MAX_SLUG].strip('-') or 'person'}-x{digest}"

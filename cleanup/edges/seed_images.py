@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ from cleanup.errors import FacebankError
 from cleanup.names import Show
 
 _JPEG_QUALITY = 92
+_SUFFIX = re.compile(r"\.[a-z0-9]{1,5}")
 
 
 def save_images(root: DataRoot, show: Show, seed: Seed, images: SeedImages, *, keeps_original: bool) -> Seed:
@@ -31,7 +33,8 @@ def save_images(root: DataRoot, show: Show, seed: Seed, images: SeedImages, *, k
     write_image(root, embed_path, _encode(images.crop, ".png", []))
     write_image(root, display_path, _encode(images.display, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]))
     if keeps_original:
-        original_path = f"{folder}/original{Path(seed.image_name).suffix.lower()}"
+        suffix = PurePosixPath(seed.image_name).suffix.lower()
+        original_path = f"{folder}/original{suffix if _SUFFIX.fullmatch(suffix) else ''}"
         write_image(root, original_path, images.original)
     return dataclasses.replace(
         seed, embed_path=embed_path, display_path=display_path, original_path=original_path or seed.original_path

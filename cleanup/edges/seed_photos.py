@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +14,12 @@ from numpy.typing import NDArray
 from cleanup.algorithms.face_alignment import CROP_SIZE, estimate_pose, estimate_similarity
 from cleanup.algorithms.face_quality import score_face
 from cleanup.edges.onnx_models import DetectedFace, FaceModels
+from cleanup.edges.photo_folders import Person
 from cleanup.edges.pictures import decode_picture, read_picture
 from cleanup.edges.postgres_facebank import Seed
-from cleanup.errors import FacebankError, ModelError
-from cleanup.names import PersonId, check_person_id
+from cleanup.errors import ModelError
+from cleanup.names import PersonId
 
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 # Longer side of the picture that is kept for people, pixels.
 _DISPLAY_SIZE = 512
 # A face cropped tight is missed by SCRFD; with a black border of half the picture's size it is found.
@@ -67,36 +66,12 @@ class SeedRules:
     is_aligned: bool = False
 
 
-def find_photos(folder: Path) -> list[tuple[PersonId, Path]]:
-    """(person id, photo) for every DIR/person/*.jpg|jpeg|png, in order.
-
-    Raises:
-        FacebankError: The folder does not exist, holds no photos, or a person's folder has an impossible name.
-    """
-    if not folder.is_dir():
-        raise FacebankError(f"{folder}: no such folder; it should hold one folder of photos per person")
-    photos = []
-    for person in sorted(p for p in folder.iterdir() if p.is_dir()):
-        try:
-            person_id = check_person_id(person.name)
-        except FacebankError as error:
-            raise FacebankError(f"{person}: the folder's name is the person id, but {error}") from None
-        photos += [(person_id, p) for p in sorted(person.iterdir()) if p.suffix.lower() in _IMAGE_SUFFIXES]
-    if not photos:
-        raise FacebankError(f"{folder}: no photos found; expected {folder}/PERSON/*.jpg or *.png")
-    return photos
-
-
-def name_from_id(person_id: str) -> str:
-    """A name for people from a person id: ``lin-manuel-miranda`` -> ``Lin Manuel Miranda``."""
-    return " ".join(part.capitalize() for part in re.split(r"[-_]+", person_id) if part)
-
-
-def embed_photos(photos: list[tuple[PersonId, Path]], models: FaceModels, rules: SeedRules) -> Iterator[PhotoOutcome]:
+def embed_photos(photos: Sequence[tuple[Person, Path]], models: FaceModels, rules: SeedRules) -> Iterator[PhotoOutcome]:
     """Makes a seed of each photo or says why not; in order, one at a time."""
     if models.detector is None and not rules.is_aligned:
         raise ModelError("the model folder has no face detector; enrolment needs one, or aligned crops with --aligned")
-    for person_id, path in photos:
+    for person, path in photos:
+        person_id = person.person_id
         content, fault = read_picture(path)
         rgb = None if fault else decode_picture(content)
         if rgb is None:
@@ -123,8 +98,8 @@ def embed_photos(photos: list[tuple[PersonId, Path]], models: FaceModels, rules:
         digest = hashlib.sha256(content).hexdigest()
         seed = Seed(
             person_id,
-            name_from_id(person_id),
-            path.name,
+            person.name,
+            path.relative_to(person.folder).as_posix(),
             digest,
             vector / np.float32(norm),
             1.0 if face is None else face.confidence,

@@ -27,7 +27,8 @@ facebank_app = typer.Typer(help="The known people: photos in, names out.", no_ar
 
 ONE_SHOW = Annotated[str | None, typer.Option("--show", help="Only this show. [all]", show_default=False)]
 DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
-PHOTOS = Annotated[Path, typer.Argument(metavar="DIR", help="One folder per person: DIR/person-id/*.jpg|png.")]
+_PHOTOS_HELP = "One folder per person, DIR/PERSON, with JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF pictures."
+PHOTOS = Annotated[Path, typer.Argument(metavar="DIR", help=_PHOTOS_HELP)]
 LARGEST = Annotated[bool, typer.Option("--largest", help="Of several faces in a photo take the largest.")]
 ALIGNED = Annotated[bool, typer.Option("--aligned", help="The photos are aligned 112x112 crops; nothing is detected.")]
 # Two photos this alike are one picture, saved twice.
@@ -66,9 +67,7 @@ def _rules(resolved: ResolvedSettings, *, largest: bool, aligned: bool) -> SeedR
 @facebank_app.command("enroll")
 @with_setting_options(["models", "device", "facebank_dsn", "det_thresh"])
 def enroll_command(
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="One folder per person: DIR/person-id/*.jpg|png.")
-    ] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help=_PHOTOS_HELP)] = None,
     show: Annotated[
         str | None, typer.Option("--show", help="Show the people belong to, as in its episode ids.")
     ] = None,
@@ -96,8 +95,10 @@ def enroll_command(
     with one_line_errors(), tempfile.TemporaryDirectory(prefix="cleanup-faces-") as scratch:
         import dataclasses
 
+        from cleanup.edges.photo_folders import find_photos
         from cleanup.edges.seed_images import save_images
-        from cleanup.edges.seed_photos import embed_photos, find_photos
+        from cleanup.edges.seed_photos import embed_photos
+        from cleanup.entrypoints.enrolment import Enrolment
         from cleanup.entrypoints.run_tools import facebank_of
         from cleanup.names import check_ep_id, check_show, show_of
 
@@ -117,7 +118,7 @@ def enroll_command(
         checked = check_show(show)
         photos = find_photos(folder)
         models = _load_models(resolved)
-        outcomes = list(embed_photos(photos, models, _rules(resolved, largest=largest, aligned=aligned)))
+        outcomes = list(embed_photos(photos.photos, models, _rules(resolved, largest=largest, aligned=aligned)))
         if from_episode is not None:  # the folder they lie in is gone in a moment
             outcomes = [dataclasses.replace(o, path=Path(o.path.name)) for o in outcomes]
         n_new = 0
@@ -134,7 +135,11 @@ def enroll_command(
                     for seed, images in found
                 ]
                 n_new = facebank.enroll(show, models.recogniser.name, models.recogniser.sha256, seeds)
-        _print_enrolled(show, outcomes, n_new, is_json=json_output, is_dry_run=dry_run)
+        result = Enrolment(show, photos, outcomes, n_new, dry_run)
+        if json_output:
+            print_json(result.to_json())
+        else:
+            result.tell()
         if not found:
             raise typer.Exit(CleanupError.exit_code)
 
@@ -200,37 +205,6 @@ def _check_duplicates(outcomes: list[PhotoOutcome], stored: list[StoredSeed], mo
                 seen.append((seed, str(outcome.path)))
         checked.append(outcome)
     return checked
-
-
-def _print_enrolled(
-    show: str, outcomes: list[PhotoOutcome], n_new: int, *, is_json: bool, is_dry_run: bool = False
-) -> None:
-    if is_json:
-        files = [
-            {
-                "file": str(o.path),
-                "person_id": o.person_id,
-                "problem": o.problem or None,
-                "note": o.note or None,
-                "quality": None if o.seed is None else o.seed.quality,
-            }
-            for o in outcomes
-        ]
-        print_json({"show": show, "enrolled": n_new, "dry_run": is_dry_run, "files": files})
-        return
-    for outcome in outcomes:
-        note = f" ({outcome.note})" if outcome.note else ""
-        say(f"{outcome.path}: {outcome.problem or f'{outcome.person_id}, one face'}{note}")
-    n_seeds = sum(o.seed is not None for o in outcomes)
-    n_people = len({o.person_id for o in outcomes if o.seed is not None})
-    n_refused = len(outcomes) - n_seeds
-    if is_dry_run:
-        say(f"{show}: {n_seeds} photos of {n_people} people would be enrolled, {n_refused} refused; nothing was done")
-        return
-    say(
-        f"{show}: {n_new} new seeds of {n_people} people, {n_seeds - n_new} were there already, "
-        f"{n_refused} photos refused"
-    )
 
 
 @facebank_app.command("list")
@@ -513,8 +487,9 @@ def backfill_command(
 ) -> None:
     """Makes the pictures of seeds that have none, from the photos they were enrolled from."""
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
+        from cleanup.edges.photo_folders import find_photos
         from cleanup.edges.seed_images import read_image, save_images
-        from cleanup.edges.seed_photos import embed_photos, find_photos
+        from cleanup.edges.seed_photos import embed_photos
         from cleanup.names import check_show
 
         resolved = resolve(settings, None, config_dir)
@@ -525,7 +500,7 @@ def backfill_command(
         ]
         rules = _rules(resolved, largest=largest, aligned=aligned)
         found = {}
-        for outcome in embed_photos(find_photos(folder), _load_models(resolved), rules):
+        for outcome in embed_photos(find_photos(folder).photos, _load_models(resolved), rules):
             if outcome.seed is not None and outcome.images is not None:
                 found[outcome.person_id, outcome.seed.image_sha256] = outcome.seed, outcome.images
         filled = {}

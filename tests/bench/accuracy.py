@@ -35,9 +35,10 @@ from cleanup.edges.data_root import DataRoot
 from cleanup.edges.embedded_postgres import open_embedded_facebank
 from cleanup.edges.local_workers import LocalEngine
 from cleanup.edges.onnx_models import ModelSpec, load_models
+from cleanup.edges.photo_folders import find_photos
 from cleanup.edges.postgres_facebank import PostgresFacebank
 from cleanup.edges.root_path import RootPath
-from cleanup.edges.seed_photos import SeedRules, embed_photos, find_photos
+from cleanup.edges.seed_photos import SeedRules, embed_photos
 from cleanup.edges.video_frames import VideoFrames
 from cleanup.entrypoints.episode_job import EpisodeJob, parse_actions, run_episode_job
 from cleanup.entrypoints.run_tools import build_engine
@@ -260,7 +261,7 @@ def ours(scene: Scene, root: Path, settings: ResolvedSettings, *, is_grouped: bo
 def enroll_seeds(facebank: PostgresFacebank, seeds: Path, settings: ResolvedSettings, show: str) -> None:
     """Enrols a show's seed photos."""
     models = load_models(ModelSpec(settings.settings.observe.models, settings.settings.observe.device))
-    outcomes = embed_photos(find_photos(seeds / show), models, SeedRules(0.5, 45))
+    outcomes = embed_photos(find_photos(seeds / show).photos, models, SeedRules(0.5, 45))
     found = [o.seed for o in outcomes if o.seed is not None]
     facebank.enroll(show, models.recogniser.name, models.recogniser.sha256, found)
 
