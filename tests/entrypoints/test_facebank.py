@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from cleanup.edges.embedded_postgres import open_embedded_facebank
 from cleanup.edges.postgres_facebank import Seed
@@ -290,3 +291,33 @@ def test_faces_that_a_person_confirmed_become_seeds(shared: Path, shared_data: P
     assert all(f["file"].startswith(f"bbt-s01e01-{identity}-") for f in first["files"])
     assert "0 problems" in facebank(shared_data, "check").stdout
     assert "either DIR" in facebank(shared_data, "enroll", code=2).stderr
+
+
+def test_every_file_of_a_folder_is_taken_or_named_and_nobody_is_forgotten(
+    root: Path, drawn: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "mine"
+    for folder in ("Jose\u0301 R", "lisa/2019", "raj", "@eaDir"):
+        (photos / folder).mkdir(parents=True)
+    crops = [Image.open(p / "seed1.png") for p in sorted((drawn / "seed_photos").iterdir())[:2]]
+    crops[0].save(photos / "Jose\u0301 R" / "a.webp", lossless=True)
+    crops[1].save(photos / "lisa" / "2019" / "b.tiff")
+    (photos / "lisa" / "notes.txt").write_text("her best side")
+    (photos / "loose.jpg").write_bytes(b"x")
+    (photos / "raj" / "Thumbs.db").write_bytes(b"x")
+
+    told = enroll(root, drawn, photos, "--dry-run").stdout.splitlines()
+    result = json.loads(enroll(root, drawn, photos, "--json").stdout)
+    people = json.loads(facebank(root, "list", "--json").stdout)
+
+    assert f"{photos}/Jose\u0301 R/a.webp: jose-r, one face" in told
+    assert f"{photos}/lisa/notes.txt: not a readable picture" in told
+    assert f"{photos}/loose.jpg: lies in no person's folder; put it into one, {photos}/PERSON" in told
+    assert "left out: 2 hidden and system files and folders (@eaDir, Thumbs.db)" in told
+    assert "nothing was taken for Raj (raj): no picture lies in the folder" in told
+    assert told[-1] == "demo: 2 photos of 2 people would be enrolled, 2 refused; nothing was done"
+    assert [(p["person_id"], p["reason"]) for p in result["people_without_seeds"]] == [
+        ("raj", "no picture lies in the folder")
+    ]
+    assert result["enrolled"] == 2 and len(result["files"]) == 4 and len(result["left_out"]) == 2
+    assert {p["person_id"]: p["name"] for p in people} == {"jose-r": "Jos\u00e9 R", "lisa": "Lisa"}
