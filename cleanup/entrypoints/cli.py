@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +31,7 @@ from cleanup.entrypoints.options import (
 from cleanup.entrypoints.people_cli import people_app
 from cleanup.entrypoints.serve_options import Limits, ServeOptions
 from cleanup.entrypoints.shell import one_line_errors, open_root, resolve
-from cleanup.entrypoints.terminal import print_json, say, set_up_logging
+from cleanup.entrypoints.terminal import print_json, say
 from cleanup.errors import CleanupError
 
 _SERVED = ServeOptions()
@@ -61,10 +60,6 @@ app.add_typer(jobs_app, name="jobs")
 app.add_typer(people_app, name="people")
 
 
-def _log_at(verbosity: int) -> None:
-    set_up_logging(logging.WARNING if verbosity == 0 else logging.INFO if verbosity == 1 else logging.DEBUG)
-
-
 @app.command("run")
 @with_setting_options()
 def run_command(
@@ -91,8 +86,7 @@ def run_command(
 
     cleanup run --ep-id rhobh-s05e02 --profile balanced --actions split_tracks recluster --write-back
     """
-    with one_line_errors() as stop:
-        _log_at(verbose)
+    with one_line_errors(verbose) as stop:
         from cleanup.entrypoints.display import print_report, show_progress
         from cleanup.entrypoints.episode_job import EpisodeJob, parse_actions, run_episode_job
         from cleanup.entrypoints.screen import Screen
@@ -181,8 +175,7 @@ def season_command(
 
     cleanup season --show rhobh --season 5 --profile balanced --write-back
     """
-    with one_line_errors() as stop:
-        _log_at(verbose)
+    with one_line_errors(verbose) as stop:
         from cleanup.entrypoints.display import print_season, show_season
         from cleanup.entrypoints.episode_job import parse_actions
         from cleanup.entrypoints.screen import Screen
@@ -322,8 +315,7 @@ def serve_command(
 
     cleanup serve --out-root data --models models
     """
-    with one_line_errors():
-        _log_at(verbose)
+    with one_line_errors(verbose):
         from cleanup.entrypoints.serve import (
             build_app,
             hand_on,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cleanup.entrypoints.stop_signals import EXIT_INTERRUPTED, Stop, stop_on_signals
-from cleanup.entrypoints.terminal import say
+from cleanup.entrypoints.terminal import say, set_up_logging
 from cleanup.errors import CleanupError, CommittedError, describe_os_error
 
 if TYPE_CHECKING:
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[Stop]:
+def one_line_errors(verbosity: int = 0) -> Iterator[Stop]:
     """Ends the process with one line and the right exit code; SIGTERM and SIGHUP stop a run as Ctrl-C does.
+
+    The log goes to standard error: warnings, with a verbosity of 1 and 2 more.
 
     An interrupt that strikes inside an import comes out as whatever the import makes of it, so what counts is whether a
     stop was asked for, not what was raised.
     """
+    set_up_logging(logging.WARNING if verbosity == 0 else logging.INFO if verbosity == 1 else logging.DEBUG)
     with stop_on_signals() as stop:
         try:
             yield stop

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from cleanup.algorithms import average_linkage
 from cleanup.edges.data_root import DataRoot
 from cleanup.edges.root_path import RootPath
 from cleanup.entrypoints.episode_job import EpisodeJob, parse_actions, run_episode_job
@@ -246,10 +245,7 @@ def test_a_stopped_season_is_canceled_and_goes_on_where_it_was(root: Path, numbe
         (["split_tracks"], True, 2),
     ],
 )
-def test_a_season_needs_models_where_a_run_does(
-    root: Path, monkeypatch: pytest.MonkeyPatch, actions: list[str], has_video: bool, code: int
-) -> None:
-    monkeypatch.setattr(average_linkage, "_WORTH_SPREADING", 0)  # what is spread over workers has no pixels either
+def test_a_season_needs_models_where_a_run_does(root: Path, actions: list[str], has_video: bool, code: int) -> None:
     if not has_video:
         (root / "videos" / EP / "episode.mp4").unlink()
     options = ["--out-root", root, "--models", "/nowhere/models", "--ep-id", EP, "--actions", *actions]

@@ -8,6 +8,8 @@ import io
 import json
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,3 +150,17 @@ def test_names_in_an_episode_reach_no_terminal_as_they_are(tmp_path: Path) -> No
     for result in told:
         assert not STEERS.search(result.output + result.stderr), result.output
     assert len(told[2].output.splitlines()) == 1
+
+
+def test_every_command_sets_the_log_up(tmp_path: Path) -> None:
+    """Python's own way to show a warning that nobody waits for would write it as it is."""
+    code = (
+        "import logging, cleanup.entrypoints.backups_cli as b; from cleanup.entrypoints.cli import app; "
+        "b._open = lambda *_: logging.getLogger('x').warning('odd \\x1b[31m') or exit(3); app()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "backups", "list", "show-s01e01", "--out-root", tmp_path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert (done.returncode, done.stderr) == (3, "WARNING x: odd \\x1b[31m\n")

@@ -272,10 +272,14 @@ def _archive(scratch: Path) -> Target:
 
 
 def _picture(_: Path) -> Target:
-    import cv2
+    from PIL import Image
 
-    image = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
-    seeds = [bytes(cv2.imencode(suffix, image)[1].tobytes()) for suffix in (".png", ".jpg")]
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8))
+    seeds = []
+    for kind in ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF"):
+        stream = io.BytesIO()
+        image.save(stream, kind)
+        seeds.append(stream.getvalue())
 
     def run(data: bytes) -> None:
         if not find_fault(data):
