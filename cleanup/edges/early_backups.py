@@ -42,7 +42,7 @@ def migrate_early(paths: EpisodePaths) -> None:
             write_synced(store.record_path(run_id), _record(run_id, before, state).to_json())
         state = store.read(run_id).before
         folder.rmtree()
-    _log.warning("%s: %d backups of an early version are kept by content now", paths.ep_id, len(folders))
+    _log.warning("%s: backups of an early version are kept by content now (%d)", paths.ep_id, len(folders))
 
 
 def _keep(
