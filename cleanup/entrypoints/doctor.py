@@ -8,7 +8,6 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from cleanup.edges.data_root import DataRoot
 from cleanup.errors import CleanupError, first_line
@@ -102,17 +101,19 @@ def _check_models(settings: ResolvedSettings) -> str:
 
 
 def _check_facebank(settings: ResolvedSettings, root: DataRoot) -> str:
-    import tempfile
+    from psycopg.conninfo import conninfo_to_dict
 
-    from cleanup.edges.embedded_postgres import open_embedded_facebank
+    from cleanup.edges.embedded_postgres import open_trial_facebank
     from cleanup.entrypoints.run_tools import facebank_of
 
-    dsn = settings.settings.group_clusters.facebank_dsn
-    if dsn or root.remote is not None or root.has_facebank():
+    if settings.settings.group_clusters.facebank_dsn:
         with facebank_of(settings, root) as facebank:
-            return f"{facebank.check()} ({'your server' if dsn else 'embedded'})"
-    with tempfile.TemporaryDirectory() as scratch, open_embedded_facebank(Path(scratch) / "postgres") as facebank:
-        return f"{facebank.check()} (embedded, tried in a scratch folder; nobody is enrolled yet)"
+            return f"{facebank.check()} (your server)"
+    is_there = root.remote is not None or root.has_facebank()
+    with facebank_of(settings, root) if is_there else open_trial_facebank(root.path) as facebank:
+        user = conninfo_to_dict(facebank.dsn)["requirepeer"]
+        note = "" if is_there else f"; tried in {root.path}, where nobody is enrolled yet"
+        return f"{facebank.check()} (embedded, runs as {user}{note})"
 
 
 def _check_ray() -> str:

@@ -432,6 +432,25 @@ def import_command(
         )
 
 
+@facebank_app.command("adopt")
+def adopt_command(out_root: OUT_ROOT = None, config_dir: CONFIG_DIR = None, json_output: JSON_OUTPUT = False) -> None:
+    """Lets a data root's own Facebank be started that somebody else made, or another user, machine or container.
+
+    A PostgreSQL folder can run code of whoever made it, as the user that is printed. Adopt one only if you trust where
+    it comes from; else have its people exported there (cleanup facebank export) and import the archive.
+    """
+    with one_line_errors():
+        from cleanup.edges.embedded_postgres import adopt_embedded_facebank
+
+        folder = open_root(out_root, resolve({}, None, config_dir)).facebank_folder()
+        user = adopt_embedded_facebank(folder)
+        _tell(
+            f"{folder}: adopted; from now on it is started here, and what its maker put into it runs as {user}",
+            {"folder": str(folder), "runs_as": user},
+            is_json=json_output,
+        )
+
+
 @facebank_app.command("reembed")
 @with_setting_options(["models", "device", "facebank_dsn"])
 def reembed_command(

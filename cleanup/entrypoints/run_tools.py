@@ -162,5 +162,5 @@ def facebank_of(settings: ResolvedSettings, root: DataRoot) -> Iterator[Postgres
     if dsn:
         yield PostgresFacebank(dsn)
         return
-    with open_embedded_facebank(root.facebank_folder().system_path) as facebank:
+    with open_embedded_facebank(root.facebank_folder()) as facebank:
         yield facebank

@@ -282,7 +282,10 @@ def bench_episode(root: Path, truth_file: Path, seeds: Path, settings: ResolvedS
     rows.append({"method": "ours, no Facebank", **score(scene, outcome), "quality AUC": area})
     show = show_of(scene.ep_id)
     if (seeds / show).is_dir():
-        with tempfile.TemporaryDirectory() as scratch, open_embedded_facebank(Path(scratch) / "postgres") as facebank:
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            open_embedded_facebank(RootPath.of_file(Path(scratch) / "postgres")) as facebank,
+        ):
             enroll_seeds(facebank, seeds, settings, show)
             named = replace(settings.settings.group_clusters, facebank_dsn=facebank.dsn)
             with_seeds = replace(settings, settings=replace(settings.settings, group_clusters=named))

@@ -73,7 +73,7 @@ def strike(original: Path, scratch: Path, number: int, delay_s: float, *, old: A
         time.sleep(0.05)
     found["faults"] += [f"orphan: {line}" for line in list_left(root)]
     paths.runs.mkdir()
-    with (paths.runs / "lock").open("a") as lock:
+    with (paths.runs / "lock").open_lock() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -10,15 +10,16 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import psutil
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from cleanup.edges.embedded_postgres import open_embedded_facebank
 from cleanup.edges.postgres_facebank import PostgresFacebank, Seed
+from cleanup.edges.root_path import RootPath
 from cleanup.edges.seed_index import find_candidates
 from cleanup.errors import FacebankError
 from tests.builders import make_faces, make_people
@@ -34,7 +35,7 @@ def make_seed(person: int, number: int = 0, dimension: int = 32) -> Seed:
 
 @pytest.fixture
 def facebank(tmp_path: Path) -> Iterator[PostgresFacebank]:
-    with open_embedded_facebank(tmp_path / "facebank" / "postgres") as opened:
+    with open_embedded_facebank(RootPath.of_file(tmp_path / "facebank" / "postgres")) as opened:
         yield opened
 
 
@@ -90,9 +91,9 @@ def test_a_removed_person_is_gone_with_all_seeds(facebank: PostgresFacebank) -> 
 
 def test_what_was_enrolled_is_there_after_the_server_stopped(tmp_path: Path) -> None:
     folder = tmp_path / "facebank" / "postgres"
-    with open_embedded_facebank(folder) as first:
+    with open_embedded_facebank(RootPath.of_file(folder)) as first:
         first.enroll("show", "m", "sha", [make_seed(0)])
-    with open_embedded_facebank(folder) as again:
+    with open_embedded_facebank(RootPath.of_file(folder)) as again:
         assert len(again.list_people()) == 1
 
 
@@ -104,7 +105,7 @@ def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
 
 
 def enroll_in_a_process(folder: str, number: int) -> None:
-    with open_embedded_facebank(Path(folder)) as opened:
+    with open_embedded_facebank(RootPath.of_file(Path(folder))) as opened:
         opened.enroll("show", "m", "sha", [make_seed(0, n) for n in range(number, number + 3)])
 
 
@@ -119,19 +120,19 @@ def test_commands_that_run_at_once_share_the_embedded_server(tmp_path: Path) -> 
         process.join(120)
 
     assert [p.exitcode for p in processes] == [0, 0, 0]
-    with open_embedded_facebank(folder) as opened:
+    with open_embedded_facebank(RootPath.of_file(folder)) as opened:
         assert opened.list_people()[0].n_seeds == 7
 
 
 def test_a_copied_data_root_works_and_leaves_the_original_alone(tmp_path: Path) -> None:
     """Copied by root, the files belong to root; copied while the server runs, its note speaks of the original's."""
     folder = tmp_path / "facebank" / "postgres"
-    with open_embedded_facebank(folder) as original:
+    with open_embedded_facebank(RootPath.of_file(folder)) as original:
         original.enroll("show", "m", "sha", [make_seed(0)])
     copied = copy_data(tmp_path / "facebank", tmp_path / "copy") / "postgres"
-    with open_embedded_facebank(folder) as original:
+    with open_embedded_facebank(RootPath.of_file(folder)) as original:
         (copied / "postmaster.pid").write_bytes((folder / "postmaster.pid").read_bytes())
-        with open_embedded_facebank(copied) as copy:
+        with open_embedded_facebank(RootPath.of_file(copied)) as copy:
             copy.enroll("show", "m", "sha", [make_seed(1)])
             assert [p.person_id for p in copy.list_people()] == ["p0", "p1"]
         assert [p.person_id for p in original.list_people()] == ["p0"]
@@ -140,8 +141,8 @@ def test_a_copied_data_root_works_and_leaves_the_original_alone(tmp_path: Path) 
 def test_a_killed_command_does_not_keep_the_server_running(tmp_path: Path) -> None:
     folder = tmp_path / "facebank" / "postgres"
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom cleanup.edges.embedded_postgres import open_embedded_facebank\n"
-        "with open_embedded_facebank(Path(sys.argv[1])):\n    os.kill(os.getpid(), 9)\n"
+        "import os, sys\nfrom pathlib import Path\nfrom cleanup.edges.embedded_postgres import open_embedded_facebank\nfrom cleanup.edges.root_path import RootPath\n"
+        "with open_embedded_facebank(RootPath.of_file(Path(sys.argv[1]))):\n    os.kill(os.getpid(), 9)\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "XDG_RUNTIME_DIR"}
     done = subprocess.run(
@@ -153,7 +154,7 @@ def test_a_killed_command_does_not_keep_the_server_running(tmp_path: Path) -> No
     while list_processes(folder):
         assert time.monotonic() < deadline, "somebody stops it soon"
         time.sleep(0.05)
-    with open_embedded_facebank(folder) as opened:
+    with open_embedded_facebank(RootPath.of_file(folder)) as opened:
         assert opened.list_people() == []
 
 
@@ -161,8 +162,8 @@ def test_a_data_root_that_is_removed_leaves_no_server(tmp_path: Path) -> None:
     folder = tmp_path / "root" / "postgres"
     code = (
         "import os, shutil, sys\nfrom pathlib import Path\n"
-        "from cleanup.edges.embedded_postgres import open_embedded_facebank\n"
-        "with open_embedded_facebank(Path(sys.argv[1])):\n"
+        "from cleanup.edges.embedded_postgres import open_embedded_facebank\nfrom cleanup.edges.root_path import RootPath\n"
+        "with open_embedded_facebank(RootPath.of_file(Path(sys.argv[1]))):\n"
         "    shutil.rmtree(Path(sys.argv[1]).parent)\n    os.kill(os.getpid(), 9)\n"
     )
     assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False).returncode == -9
@@ -181,26 +182,30 @@ def list_processes(folder: Path) -> list[list[str]]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can try it as somebody else")
 def test_nobody_else_on_the_machine_is_let_in(tmp_path: Path) -> None:
-    """A path too long for a socket, so that it lies where others can reach it."""
-    folder = tmp_path / ("x" * 100) / "postgres"
+    """Nobody else reaches the sockets; who would is asked who it is."""
+    folder = tmp_path / "facebank" / "postgres"
 
     def try_as_nobody(dsn: str, said: Connection) -> None:
         os.setuid(65534)
         try:
-            psycopg.connect(dsn.split("&requirepeer", maxsplit=1)[0])
+            psycopg.connect(make_conninfo(dsn, requirepeer=""))
         except psycopg.OperationalError as error:
             said.send(str(error))
 
     hearing, saying = multiprocessing.Pipe(duplex=False)
-    with open_embedded_facebank(folder) as opened:
-        sockets = Path(parse_qs(urlsplit(opened.dsn).query)["host"][0])
-        assert sockets != folder
-        stranger = multiprocessing.get_context("fork").Process(target=try_as_nobody, args=(opened.dsn, saying))
-        stranger.start()
-        stranger.join(30)
-        assert hearing.poll() and "Peer authentication failed" in hearing.recv()
+    with open_embedded_facebank(RootPath.of_file(folder)) as opened:
+        sockets = Path(str(conninfo_to_dict(opened.dsn)["host"]))
+        assert {p.stat().st_mode & 0o777 for p in (sockets, sockets.parent)} == {0o700}
+        for expected in ("Permission denied", "Peer authentication failed"):
+            stranger = multiprocessing.get_context("fork").Process(target=try_as_nobody, args=(opened.dsn, saying))
+            stranger.start()
+            stranger.join(30)
+            assert hearing.poll() and expected in hearing.recv()
+            sockets.chmod(0o755)
+            sockets.parent.chmod(0o755)
+        sockets.parent.chmod(0o700)
         with pytest.raises(psycopg.OperationalError, match="requirepeer"):
-            psycopg.connect(opened.dsn.split("&requirepeer")[0], requirepeer="nobody")
+            psycopg.connect(opened.dsn, requirepeer="nobody")
 
     assert not sockets.exists()
 
@@ -208,26 +213,15 @@ def test_nobody_else_on_the_machine_is_let_in(tmp_path: Path) -> None:
 def test_a_server_is_stopped_by_its_last_user_only(tmp_path: Path) -> None:
     folder = tmp_path / "facebank" / "postgres"
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom cleanup.edges.embedded_postgres import open_embedded_facebank\n"
-        "with open_embedded_facebank(Path(sys.argv[1])):\n    os.kill(os.getpid(), 9)\n"
+        "import os, sys\nfrom pathlib import Path\nfrom cleanup.edges.embedded_postgres import open_embedded_facebank\nfrom cleanup.edges.root_path import RootPath\n"
+        "with open_embedded_facebank(RootPath.of_file(Path(sys.argv[1]))):\n    os.kill(os.getpid(), 9)\n"
     )
-    with open_embedded_facebank(folder) as opened:
+    with open_embedded_facebank(RootPath.of_file(folder)) as opened:
         subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
         time.sleep(1.0)
         assert opened.list_people() == []
 
     assert not (folder / "postmaster.pid").exists()
-
-
-def test_a_cluster_that_was_cut_off_while_it_was_made_is_made_anew(tmp_path: Path) -> None:
-    folder = tmp_path / "facebank" / "postgres"
-    folder.mkdir(parents=True)
-    (folder / "PG_VERSION").write_text("18\n")
-    (folder.parent / "postgres.unfinished").touch()
-
-    with open_embedded_facebank(folder) as opened:
-        assert opened.list_people() == []
-    assert not (folder.parent / "postgres.unfinished").exists()
 
 
 def test_the_two_nearest_seeds_of_each_person_are_found(facebank: PostgresFacebank) -> None:

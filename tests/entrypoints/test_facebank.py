@@ -19,6 +19,7 @@ from PIL import Image
 
 from cleanup.edges.embedded_postgres import open_embedded_facebank
 from cleanup.edges.postgres_facebank import Seed
+from cleanup.edges.root_path import RootPath
 from tests.builders import make_faces, make_people, snapshot
 from tests.entrypoints.test_cli import cleanup
 
@@ -154,7 +155,7 @@ def test_an_archive_gives_another_server_the_same_seeds(enrolled: Path, tmp_path
     vectors = make_people(3, 64).astype(np.float32)
     matches = []
     for root in (enrolled, other):
-        with open_embedded_facebank(root / "facebank" / "postgres") as opened:
+        with open_embedded_facebank(RootPath.of_file(root / "facebank" / "postgres")) as opened:
             model = opened.list_seeds()[0].model
             matches.append(opened.match(SHOW, model, vectors))
     assert matches[0] == matches[1] and len(matches[0]) == 12
@@ -253,13 +254,13 @@ def enroll_in_a_process(dsn_folder: str, number: int) -> None:
         Seed(f"p{number % 4}", "P", f"{i}.jpg", f"digest-{number // 2}-{i}", v.astype(np.float32), 0.9)
         for i, v in enumerate(vectors)
     ]
-    with open_embedded_facebank(Path(dsn_folder)) as opened:
+    with open_embedded_facebank(RootPath.of_file(Path(dsn_folder))) as opened:
         opened.enroll(SHOW, "m", "sha", seeds)
 
 
 def test_eight_processes_that_enrol_at_once_lose_and_double_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "facebank" / "postgres"
-    with open_embedded_facebank(folder):
+    with open_embedded_facebank(RootPath.of_file(folder)):
         context = multiprocessing.get_context("spawn")
         processes = [context.Process(target=enroll_in_a_process, args=(str(folder), n)) for n in range(8)]
         for process in processes:
@@ -269,7 +270,7 @@ def test_eight_processes_that_enrol_at_once_lose_and_double_nothing(tmp_path: Pa
     assert [p.exitcode for p in processes] == [0] * 8
     expected = {(n % 4, n // 2, i) for n in range(8) for i in range(5)}
 
-    with open_embedded_facebank(folder) as opened:
+    with open_embedded_facebank(RootPath.of_file(folder)) as opened:
         seeds = opened.list_seeds(SHOW)
     found = [(int(s.seed.person_id[1:]), *map(int, s.seed.image_sha256.split("-")[1:])) for s in seeds]
     assert sorted(found) == sorted(expected)

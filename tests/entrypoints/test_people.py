@@ -16,6 +16,7 @@ import pytest
 from cleanup.edges.embedded_postgres import open_embedded_facebank
 from cleanup.edges.postgres_facebank import PostgresFacebank, Seed
 from cleanup.edges.postgres_people import PostgresPeople
+from cleanup.edges.root_path import RootPath
 from tests.builders import EMITTED_EP, copy_episode, make_people, write_episode
 from tests.entrypoints.test_cli import artifacts, cleanup, report_of
 
@@ -36,7 +37,7 @@ def root(tmp_path: Path) -> Path:
 
 def open_facebank(root: Path) -> AbstractContextManager[PostgresFacebank]:
     """Closed before a command runs: within one process they would share the server, and the command stops it."""
-    return open_embedded_facebank(root / "facebank" / "postgres")
+    return open_embedded_facebank(RootPath.of_file(root / "facebank" / "postgres"))
 
 
 def enroll(root: Path, person_id: str, place: int) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cleanup.edges.embedded_postgres import open_embedded_facebank
 from cleanup.edges.postgres_facebank import PostgresFacebank
+from cleanup.edges.root_path import RootPath
 from cleanup.edges.seed_index import create_index
 from tests.bench.speed.measure import Row, run_side, take_turns
 
@@ -46,7 +47,7 @@ def _fill(facebank: PostgresFacebank) -> None:
 
 def _match(folder: Path, max_exact_seeds: int) -> dict[str, Any]:
     centroids = _draw(_N_CENTROIDS, 2)
-    with open_embedded_facebank(folder) as opened:
+    with open_embedded_facebank(RootPath.of_file(folder)) as opened:
         facebank = PostgresFacebank(opened.dsn, max_exact_seeds=max_exact_seeds)
         started = time.perf_counter()
         matches = facebank.match(_SHOW, _MODEL, centroids)
@@ -62,7 +63,7 @@ def _match(folder: Path, max_exact_seeds: int) -> dict[str, Any]:
 
 
 def _index(folder: Path) -> dict[str, Any]:
-    with open_embedded_facebank(folder) as facebank, facebank.transaction() as connection:
+    with open_embedded_facebank(RootPath.of_file(folder)) as facebank, facebank.transaction() as connection:
         started = time.perf_counter()
         create_index(connection, _DIMENSION)
         connection.commit()
@@ -71,7 +72,7 @@ def _index(folder: Path) -> dict[str, Any]:
 
 def _fetch_and_multiply(folder: Path) -> dict[str, Any]:
     centroids = _draw(_N_CENTROIDS, 2)
-    with open_embedded_facebank(folder) as facebank, facebank.transaction() as connection:
+    with open_embedded_facebank(RootPath.of_file(folder)) as facebank, facebank.transaction() as connection:
         started = time.perf_counter()
         rows = connection.cursor(binary=True).execute(
             "SELECT person_id, embedding FROM seeds WHERE show = %s AND model = %s", (_SHOW, _MODEL)
@@ -87,7 +88,7 @@ def facebank(folder: Path) -> list[Row]:
     """
     server = folder / "facebank" / "postgres"
     if not server.exists():
-        with open_embedded_facebank(server) as opened:
+        with open_embedded_facebank(RootPath.of_file(server)) as opened:
             _fill(opened)
     ours, peer = take_turns(
         3, lambda: run_side(_match, server, _N_SEEDS), lambda: run_side(_fetch_and_multiply, server)
