@@ -8,8 +8,9 @@ and short segments whose faces cannot be trusted never stand between two people.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
+import heapq
+from dataclasses import dataclass, replace
+from itertools import count, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,14 +63,33 @@ class Candidate:
     is_split: bool
 
 
-@dataclass
+@dataclass(eq=False)
 class _Segment:
+    """Samples from ``start`` to before ``stop``; what it begins with was proposed for ``reason``.
+
+    Attributes:
+        total: Weighted sum of its embeddings, shape (d,).
+        before: The segment before it, or None.
+        after: The segment after it, or None.
+    """
+
     start: int
     stop: int
     reason: str
+    total: NDArray[np.float64]
+    before: _Segment | None = None
+    after: _Segment | None = None
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    def absorb(self, following: _Segment) -> None:
+        """Joins the segment after this one to it; an empty one is left of that."""
+        self.stop, self.total = following.stop, self.total + following.total
+        self.after = following.after
+        if self.after is not None:
+            self.after.before = self
+        following.stop = following.start
 
 
 def compute_consecutive_iou(boxes: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -125,7 +145,10 @@ def propose_candidates(
 
 
 class _Track:
-    """The samples of one track with the similarities its segments are judged by."""
+    """The samples of one track with the similarities its segments are judged by.
+
+    A segment carries its sum, so judging two of them costs the same however long they are.
+    """
 
     def __init__(
         self, embeddings: NDArray[np.floating], times_s: NDArray[np.floating], trust: NDArray[np.floating]
@@ -133,8 +156,23 @@ class _Track:
         self.embeddings = np.asarray(embeddings, np.float64)
         self.times_s = np.asarray(times_s, np.float64)
         self.trust = np.asarray(trust, np.float64)
+        self._trusted = np.flatnonzero(self.trust >= 0.5)
         steps = np.diff(self.times_s)
         self.step_s = float(np.median(steps)) if len(steps) else 0.0
+
+    def cut(self, proposals: list[tuple[int, str]]) -> list[_Segment]:
+        """The segments between proposals, in time order."""
+        bounds = sorted(dict(proposals).items())
+        edges = [0, *(i for i, _ in bounds), len(self.embeddings)]
+        reasons = ["", *(reason for _, reason in bounds)]
+        segments = [_Segment(a, b, r, self.sum(a, b)) for (a, b), r in zip(pairwise(edges), reasons, strict=True)]
+        for first, second in pairwise(segments):
+            first.after, second.before = second, first
+        return segments
+
+    def sum(self, start: int, stop: int) -> NDArray[np.float64]:
+        """Trust-weighted sum of embeddings."""
+        return np.asarray((self.trust[start:stop] + 1e-3) @ self.embeddings[start:stop])
 
     def duration_s(self, segment: _Segment) -> float:
         return float(self.times_s[segment.stop - 1] - self.times_s[segment.start]) + self.step_s
@@ -143,32 +181,33 @@ class _Track:
         return float(self.trust[segment.start : segment.stop].sum())
 
     def stands_alone(self, segment: _Segment) -> bool:
-        return self.support(segment) >= _MIN_SUPPORT or (self.duration_s(segment) >= _MAX_BURST_S and len(segment) >= 2)
-
-    def centre(self, indices: NDArray[np.intp]) -> NDArray[np.float64]:
-        weights = self.trust[indices] + 1e-3
-        mean = weights @ self.embeddings[indices]
-        return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-9))
+        is_long = len(segment) >= 2 and self.duration_s(segment) >= _MAX_BURST_S
+        return is_long or self.support(segment) >= _MIN_SUPPORT
 
     def similarity(self, before: _Segment, after: _Segment) -> float:
         """The higher of two views: the samples next to the boundary, and the segments as a whole."""
-        local = self.centre(self._nearest(before, is_end=True)) @ self.centre(self._nearest(after, is_end=False))
-        whole = self.centre(np.arange(before.start, before.stop)) @ self.centre(np.arange(after.start, after.stop))
-        return float(max(local, whole))
+        local = self._centre_near(before, is_end=True) @ self._centre_near(after, is_end=False)
+        return float(max(local, _unit(before.total) @ _unit(after.total)))
 
-    def _nearest(self, segment: _Segment, *, is_end: bool) -> NDArray[np.intp]:
-        indices = np.arange(segment.start, segment.stop)
-        trusted = indices[self.trust[indices] >= 0.5]
-        chosen = trusted if len(trusted) else indices
-        return chosen[-_N_LOCAL:] if is_end else chosen[:_N_LOCAL]
+    def _centre_near(self, segment: _Segment, *, is_end: bool) -> NDArray[np.float64]:
+        """Centre of the samples at an end of a segment: trusted ones, where there are any."""
+        low, high = np.searchsorted(self._trusted, (segment.start, segment.stop))
+        n_near = _N_LOCAL if high > low else min(_N_LOCAL, len(segment))
+        if high > low:
+            indices = self._trusted[max(high - n_near, low) : high] if is_end else self._trusted[low:high][:n_near]
+        else:
+            indices = np.arange(n_near) + (segment.stop - n_near if is_end else segment.start)
+        return _unit((self.trust[indices] + 1e-3) @ self.embeddings[indices])
 
     def best_boundary(self, burst: _Segment, before: _Segment, after: _Segment) -> int:
         """Where to divide a burst so that its samples lie with the side they resemble more."""
         samples = self.embeddings[burst.start : burst.stop]
-        lead = samples @ self.centre(self._nearest(before, is_end=True)) - samples @ self.centre(
-            self._nearest(after, is_end=False)
-        )
+        lead = samples @ self._centre_near(before, is_end=True) - samples @ self._centre_near(after, is_end=False)
         return burst.start + int(np.argmax(np.concatenate([[0.0], np.cumsum(lead)])))
+
+
+def _unit(total: NDArray[np.float64]) -> NDArray[np.float64]:
+    return total / max(float(np.linalg.norm(total)), 1e-9)
 
 
 @dataclass(frozen=True)
@@ -211,74 +250,106 @@ def find_changes(samples: GateSamples, thresholds: GateThresholds) -> list[Candi
         until that is so.
     """
     found: dict[int, Candidate] = {}
-    _divide(samples, 0, thresholds, found)
+    pieces = [(0, len(samples))]
+    while pieces:
+        start, stop = pieces.pop()
+        piece = samples[start:stop]
+        # Trust is relative to what a track reaches, so each piece is measured by what it reaches itself.
+        trust = estimate_trust(piece.norms, piece.sharpness)
+        proposals = propose_candidates(piece.embeddings, piece.boxes, thresholds)
+        candidates = _judge(_Track(piece.embeddings, piece.times_s, trust), proposals, thresholds)
+        for candidate in candidates:
+            index = start + candidate.index
+            if index not in found or candidate.is_split:
+                found[index] = replace(candidate, index=index)
+        edges = [start, *(start + c.index for c in candidates if c.is_split), stop]
+        if len(edges) > 2:
+            pieces += pairwise(edges)
     return [found[i] for i in sorted(found)]
 
 
-def _divide(samples: GateSamples, offset: int, thresholds: GateThresholds, found: dict[int, Candidate]) -> None:
-    # Trust is relative to what a track reaches, so each piece is measured by what it reaches itself.
-    trust = estimate_trust(samples.norms, samples.sharpness)
-    proposals = propose_candidates(samples.embeddings, samples.boxes, thresholds)
-    candidates = _judge(_Track(samples.embeddings, samples.times_s, trust), proposals, thresholds)
-    for candidate in candidates:
-        index = offset + candidate.index
-        if index not in found or candidate.is_split:
-            found[index] = Candidate(index, candidate.reason, candidate.similarity, candidate.is_split)
-    edges = [0, *(c.index for c in candidates if c.is_split), len(samples)]
-    if len(edges) > 2:
-        for a, b in pairwise(edges):
-            _divide(samples[a:b], offset + a, thresholds, found)
-
-
 def _judge(track: _Track, proposals: list[tuple[int, str]], thresholds: GateThresholds) -> list[Candidate]:
-    """Joins the segments between proposals until only changes of person are left."""
-    bounds = sorted(dict(proposals).items())
-    edges = [0, *(i for i, _ in bounds), len(track.embeddings)]
-    reasons = ["", *(reason for _, reason in bounds)]
-    segments = [_Segment(a, b, r) for a, b, r in zip(edges, edges[1:], reasons, strict=False)]
+    """Joins the segments between proposals, the most similar first, until only changes of person are left."""
     limit = min(thresholds.same_person, thresholds.hard)
     refused: list[Candidate] = []
-    _absorb_bursts(track, segments, limit, refused)
-    while len(segments) > 1:
-        pairs = [track.similarity(a, b) for a, b in pairwise(segments)]
-        best = int(np.argmax(pairs))
-        if pairs[best] < limit:
+    segments = _absorb_bursts(track, track.cut(proposals), limit, refused)
+    # Similarity (negative), first sample of the second segment, a number that decides ties, and the two with their
+    # lengths: a pair of which one has grown or gone since then is passed over.
+    pairs: list[tuple[float, int, int, _Segment, int, _Segment, int]] = []
+    numbers = count()
+
+    def offer(first: _Segment | None, second: _Segment | None) -> None:
+        if first is not None and second is not None:
+            entry = (second.start, next(numbers), first, len(first), second, len(second))
+            heapq.heappush(pairs, (-track.similarity(first, second), *entry))
+
+    for first, second in pairwise(segments):
+        offer(first, second)
+    while pairs:
+        negative, _, _, first, n_first, second, n_second = heapq.heappop(pairs)
+        if len(first) != n_first or len(second) != n_second:
+            continue
+        if -negative < limit:
             break
-        refused.append(Candidate(segments[best + 1].start, segments[best + 1].reason, pairs[best], is_split=False))
-        segments[best].stop = segments.pop(best + 1).stop
-    confirmed = [Candidate(b.start, b.reason, track.similarity(a, b), is_split=True) for a, b in pairwise(segments)]
+        refused.append(Candidate(second.start, second.reason, -negative, is_split=False))
+        first.absorb(second)
+        offer(first.before, first)
+        offer(first, first.after)
+    left = [s for s in segments if len(s)]
+    confirmed = [Candidate(b.start, b.reason, track.similarity(a, b), is_split=True) for a, b in pairwise(left)]
     return sorted(confirmed + refused, key=lambda c: c.index)
 
 
-def _absorb_bursts(track: _Track, segments: list[_Segment], limit: float, refused: list[Candidate]) -> None:
-    """Gives segments that cannot stand alone to their neighbours, the weakest first."""
-    while len(segments) > 1:
-        weak = [s for s in segments if not track.stands_alone(s)]
-        if not weak:
-            return
-        burst = min(weak, key=lambda s: (track.support(s), len(s), s.start))
-        i = segments.index(burst)
-        before = segments[i - 1] if i > 0 else None
-        after = segments[i + 1] if i + 1 < len(segments) else None
+def _absorb_bursts(track: _Track, segments: list[_Segment], limit: float, refused: list[Candidate]) -> list[_Segment]:
+    """Gives segments that cannot stand alone to their neighbours, the weakest first; gives those that are left."""
+    weak: list[tuple[float, int, int, _Segment]] = []
+
+    def offer(segment: _Segment) -> None:
+        if not track.stands_alone(segment):
+            heapq.heappush(weak, (track.support(segment), len(segment), segment.start, segment))
+
+    for segment in segments:
+        offer(segment)
+    while weak:
+        _, length, start, burst = heapq.heappop(weak)
+        # A segment that has grown is there once more.
+        if (len(burst), burst.start) != (length, start):
+            continue
+        before, after = burst.before, burst.after
         if before is not None and after is not None:
-            similarity = track.similarity(before, after)
-            boundary = track.best_boundary(burst, before, after)
-            if similarity >= limit:
-                refused.append(Candidate(burst.start, burst.reason, similarity, is_split=False))
-                before.stop = after.stop
-                segments[i : i + 2] = []
-                continue
-            before.stop = boundary
-            after.start = boundary
-            if boundary > burst.start:
-                refused.append(Candidate(burst.start, burst.reason, track.similarity(before, burst), is_split=False))
-            else:
-                after.reason = burst.reason
+            grown = _share_out(track, burst, before, after, limit, refused)
         elif before is not None:
             refused.append(Candidate(burst.start, burst.reason, track.similarity(before, burst), is_split=False))
-            before.stop = burst.stop
+            before.absorb(burst)
+            grown = [before]
         elif after is not None:
             refused.append(Candidate(after.start, after.reason, track.similarity(burst, after), is_split=False))
-            after.start = burst.start
-            after.reason = burst.reason
-        segments.pop(i)
+            burst.absorb(after)
+            grown = [burst]
+        else:
+            break
+        for segment in grown:
+            offer(segment)
+    return [s for s in segments if len(s)]
+
+
+def _share_out(
+    track: _Track, burst: _Segment, before: _Segment, after: _Segment, limit: float, refused: list[Candidate]
+) -> list[_Segment]:
+    """Divides a burst between its neighbours, or joins all three if they are one person; gives what has grown."""
+    similarity = track.similarity(before, after)
+    if similarity >= limit:
+        refused.append(Candidate(burst.start, burst.reason, similarity, is_split=False))
+        before.absorb(burst)
+        before.absorb(after)
+        return [before]
+    boundary = track.best_boundary(burst, before, after)
+    before.stop, before.total = boundary, before.total + track.sum(burst.start, boundary)
+    after.start, after.total = boundary, after.total + track.sum(boundary, burst.stop)
+    if boundary > burst.start:
+        refused.append(Candidate(burst.start, burst.reason, track.similarity(before, burst), is_split=False))
+    else:
+        after.reason = burst.reason
+    before.after, after.before = after, before
+    burst.stop = burst.start
+    return [before, after]

@@ -47,9 +47,9 @@ def pool_faces(
     """
     vectors = np.asarray(embeddings, np.float64)
     weights = np.maximum(np.nan_to_num(np.asarray(quality, np.float64), nan=0.5), 1e-3)
-    similarity = vectors @ vectors.T
-    medoid = int(np.argmax((similarity @ weights).round(9)))
-    to_medoid = similarity[medoid]
+    # The weighted similarities of a face to all others add up to its similarity to their weighted sum.
+    medoid = int(np.argmax((vectors @ (weights @ vectors)).round(9)))
+    to_medoid = vectors @ vectors[medoid]
     is_kept = (to_medoid >= sim_min) | (to_medoid >= np.median(to_medoid) - sim_delta)
     candidates = np.flatnonzero(is_kept)
     best = candidates[np.argsort(-weights[candidates], kind="stable")][:max_samples]
