@@ -40,15 +40,39 @@ _GRAPH_MARGIN = 1e-5
 
 @dataclass(frozen=True)
 class Conflicts:
-    """Pairs of tracks that must not share a cluster, as index pairs into the vectors, shape (m, 2)."""
+    """Tracks that must not share a cluster, as indices into the vectors.
+
+    Attributes:
+        pairs: Index pairs, the lower one first, shape (m, 2).
+        people: Number of the person a human named a track after, -1 for none, shape (n,); two people never share a
+            cluster. None where nobody named any.
+    """
 
     pairs: NDArray[np.int64]
+    people: NDArray[np.int64] | None = None
 
     @staticmethod
     def of(pairs: Iterable[tuple[int, int]]) -> Conflicts:
         """Conflicts from index pairs in any order."""
         unique = sorted({(min(a, b), max(a, b)) for a, b in pairs if a != b})
         return Conflicts(np.array(unique, np.int64).reshape(-1, 2))
+
+    def people_of(self, n_tracks: int) -> NDArray[np.int64]:
+        """The person of each track, shape (n,)."""
+        return np.full(n_tracks, -1) if self.people is None else self.people
+
+    def count(self) -> int:
+        """How many pairs of tracks must not share a cluster."""
+        if self.people is None:
+            return len(self.pairs)
+        sizes = np.bincount(self.people[self.people >= 0])
+        n_named_apart = (int(sizes.sum()) ** 2 - int((sizes**2).sum())) // 2
+        return len(self.pairs) + n_named_apart - int(are_apart(*self.people[self.pairs].T).sum())
+
+
+def are_apart(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether two numbers of people are of two people; -1 is nobody."""
+    return np.asarray((first >= 0) & (second >= 0) & (first != second))
 
 
 @dataclass(frozen=True)
@@ -107,10 +131,11 @@ def cluster_tracks(
     inside = conflicts.pairs[component[first] == component[second]]
     inside = inside[np.argsort(component[inside[:, 0]], kind="stable")]
     owners = component[inside[:, 0]]
+    people = conflicts.people_of(len(rows))
     tasks = []
     for members in groups:
         low, high = np.searchsorted(owners, component[members[0]] + np.array([0, 1]))
-        tasks.append((rows[members], min_similarity, np.searchsorted(members, inside[low:high])))
+        tasks.append((rows[members], min_similarity, np.searchsorted(members, inside[low:high]), people[members]))
     lowest = np.arange(len(rows))
     merges: list[Merge] = []
     is_heavy = len(tasks) > 1 and sum(len(g) ** 2 for g in groups) > _WORTH_SPREADING
@@ -169,18 +194,21 @@ class LinkStep:
     similarity: float
 
 
-def link_component(vectors: NDArray[np.float32], min_similarity: float, conflicts: NDArray[np.int64]) -> list[LinkStep]:
+def link_component(
+    vectors: NDArray[np.float32], min_similarity: float, conflicts: NDArray[np.int64], people: NDArray[np.int64]
+) -> list[LinkStep]:
     """Average linkage inside one component, down to the cut.
 
     Args:
         vectors: Unit rows, shape (m, d).
         min_similarity: The cut.
         conflicts: Index pairs that are never joined, shape (p, 2).
+        people: Person of each, -1 for none, shape (m,); two people are never joined.
 
     Returns:
         The merges, each before those that build on it.
     """
-    clusters = _Clusters(np.asarray(vectors, np.float64), conflicts)
+    clusters = _Clusters(np.asarray(vectors, np.float64), conflicts, people.copy())
     limit = min_similarity - 0.5 * 10.0**-_DECIMALS
     steps: list[LinkStep] = []
     while len(clusters.sums) > _MAX_DENSE:
@@ -201,13 +229,14 @@ class _Clusters:
         sizes: Shape (k,).
         lowest: Lowest member, shape (k,).
         conflicts: Pairs of places, lower first, shape (p, 2).
+        people: Person of each, -1 for none, shape (k,).
     """
 
-    def __init__(self, vectors: NDArray[np.float64], conflicts: NDArray[np.int64]) -> None:
+    def __init__(self, vectors: NDArray[np.float64], conflicts: NDArray[np.int64], people: NDArray[np.int64]) -> None:
         self.sums = vectors
         self.sizes = np.ones(len(vectors))
         self.lowest = np.arange(len(vectors))
-        self.conflicts = conflicts
+        self.conflicts, self.people = conflicts, people
 
     def compute_means(self) -> NDArray[np.float64]:
         """Mean cosines between all clusters; minus infinity where they are one or must not be joined."""
@@ -217,6 +246,7 @@ class _Clusters:
         np.round(means, _DECIMALS, out=means)
         i, j = self.conflicts.T
         means[i, j] = means[j, i] = -np.inf
+        _keep_apart(means, self.people, self.people)
         np.fill_diagonal(means, -np.inf)
         return means
 
@@ -240,6 +270,7 @@ class _Clusters:
         ]
         self.sums[first] += self.sums[second]
         self.sizes[first] += self.sizes[second]
+        self.people[first] = np.maximum(self.people[first], self.people[second])
         is_kept = near.best >= limit - _ROUND_MARGIN
         is_kept[second] = False
         owner = places.copy()
@@ -247,7 +278,8 @@ class _Clusters:
         moved = owner[self.conflicts]
         moved = (np.cumsum(is_kept) - 1)[moved[is_kept[moved].all(axis=1)]]
         self.conflicts = np.unique(np.sort(moved, axis=1), axis=0)
-        self.sums, self.sizes, self.lowest = self.sums[is_kept], self.sizes[is_kept], self.lowest[is_kept]
+        self.sums, self.sizes = self.sums[is_kept], self.sizes[is_kept]
+        self.lowest, self.people = self.lowest[is_kept], self.people[is_kept]
         return steps
 
     def _find_nearest(self) -> _Nearest:
@@ -260,6 +292,7 @@ class _Clusters:
                 i, j = self.conflicts[:, 0] - start, self.conflicts[:, 1] - other
                 inside = (i >= 0) & (i < means.shape[0]) & (j >= 0) & (j < means.shape[1])
                 means[i[inside], j[inside]] = -np.inf
+                _keep_apart(means, self.people[start : start + _BLOCK], self.people[other : other + _BLOCK])
                 if start == other:
                     means[j[inside], i[inside]] = -np.inf
                     np.fill_diagonal(means, -np.inf)
@@ -267,6 +300,13 @@ class _Clusters:
                 if start != other:
                     near.offer(means.T, other, start)
         return near
+
+
+def _keep_apart(means: NDArray[np.floating], first: NDArray[np.int64], second: NDArray[np.int64]) -> None:
+    """Takes out of a block of means what would join two people, given those of its rows and columns."""
+    is_named = second >= 0
+    for person in np.unique(first[first >= 0]):
+        means[np.ix_(first == person, is_named & (second != person))] = -np.inf
 
 
 class _Nearest:
@@ -336,6 +376,7 @@ class _MeansOnDemand:
     def __init__(self, clusters: _Clusters) -> None:
         self._sums, self._sizes = clusters.sums.copy(), clusters.sizes.copy()
         self._is_gone = np.zeros(len(self._sums), bool)
+        self._people = clusters.people.copy()
         self._conflicts: dict[int, set[int]] = {}
         for a, b in clusters.conflicts.tolist():
             self._conflicts.setdefault(a, set()).add(b)
@@ -344,12 +385,14 @@ class _MeansOnDemand:
     def row(self, place: int) -> NDArray[np.float64]:
         means = (self._sums @ self._sums[place] / (self._sizes * self._sizes[place])).round(_DECIMALS)
         means[self._is_gone] = -np.inf
+        means[are_apart(self._people, self._people[place])] = -np.inf
         means[[place, *self._conflicts.get(place, ())]] = -np.inf
         return means
 
     def join(self, first: int, second: int) -> None:
         self._sums[first] += self._sums[second]
         self._sizes[first] += self._sizes[second]
+        self._people[first] = max(self._people[first], self._people[second])
         for other in self._conflicts.pop(second, set()):
             self._conflicts[other].discard(second)
             self._conflicts[other].add(first)

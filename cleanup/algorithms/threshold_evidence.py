@@ -6,7 +6,6 @@ what the same person looks like (samples of one track) and what two people look 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,17 +108,3 @@ def place_threshold(evidence: Evidence, position: float, configured: float, *, i
     value = low + position * (high - low)
     reason = f"{position:g} of the way from {low:.3f} (two people end) to {high:.3f} (one person begins)"
     return ThresholdChoice(round(value, 4), "evidence", reason)
-
-
-def collect_pair_means(keys: Sequence[tuple[int, int]], similarities: NDArray[np.floating]) -> NDArray[np.float64]:
-    """One mean similarity per pair of tracks, in the order of the pairs.
-
-    Args:
-        keys: The pair each similarity belongs to.
-        similarities: Shape (n,).
-    """
-    if len(keys) == 0:
-        return np.zeros(0)
-    pairs, inverse = np.unique(np.array(keys, np.int64), axis=0, return_inverse=True)
-    sums = np.bincount(inverse.ravel(), weights=similarities, minlength=len(pairs))
-    return sums / np.bincount(inverse.ravel(), minlength=len(pairs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cleanup.algorithms.average_linkage import Conflicts, Merge
+from cleanup.algorithms.average_linkage import Conflicts, Merge, are_apart
 
 # Rows of the similarity matrix computed at a time: bounds memory at this many rows times all views, in float32.
 _BLOCK_ROWS = 2048
@@ -64,7 +64,9 @@ def attach_singletons(
     sums = np.zeros((len(names), vectors.shape[1]))
     np.add.at(sums, inverse, np.asarray(vectors, np.float64))
     centroids = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
-    blocked = _blocked_labels(labels, conflicts)
+    people = np.full(len(names), -1)
+    np.maximum.at(people, inverse, conflicts.people_of(len(labels)))
+    blocked = _blocked_places(inverse, counts, conflicts)
     nearest: dict[int, list[tuple[float, int]]] = {}
     for place in np.flatnonzero(counts == 1).tolist():
         similarity = (centroids @ centroids[place]).round(_DECIMALS)
@@ -73,7 +75,9 @@ def attach_singletons(
         nearest[place] = [
             (float(similarity[k]), int(k))
             for k in order
-            if similarity[k] >= min_similarity and int(names[k]) not in blocked.get(int(names[place]), set())
+            if similarity[k] >= min_similarity
+            and int(k) not in blocked.get(place, ())
+            and not are_apart(people[k], people[place])
         ]
     joins: list[tuple[int, int, float]] = []
     for place, options in nearest.items():
@@ -173,12 +177,16 @@ def _judge_support(
 
 def _labels_conflict(labels: NDArray[np.int64], conflicts: Conflicts, i: int, j: int) -> bool:
     a, b = labels[conflicts.pairs[:, 0]], labels[conflicts.pairs[:, 1]]
-    return bool((((a == i) & (b == j)) | ((a == j) & (b == i))).any())
+    people = conflicts.people_of(len(labels))
+    named_apart = are_apart(people[labels == i].max(), people[labels == j].max())
+    return bool(named_apart or (((a == i) & (b == j)) | ((a == j) & (b == i))).any())
 
 
-def _blocked_labels(labels: NDArray[np.int64], conflicts: Conflicts) -> dict[int, set[int]]:
+def _blocked_places(inverse: NDArray[np.intp], counts: NDArray[np.intp], conflicts: Conflicts) -> dict[int, set[int]]:
+    """For each cluster of one track the clusters it must not join."""
+    pairs = inverse[np.concatenate([conflicts.pairs, conflicts.pairs[:, ::-1]])]
+    pairs = pairs[counts[pairs[:, 0]] == 1]
     blocked: dict[int, set[int]] = {}
-    for a, b in conflicts.pairs.tolist():
-        blocked.setdefault(int(labels[a]), set()).add(int(labels[b]))
-        blocked.setdefault(int(labels[b]), set()).add(int(labels[a]))
+    for code in np.unique(pairs[:, 0] * len(counts) + pairs[:, 1]).tolist():
+        blocked.setdefault(code // len(counts), set()).add(code % len(counts))
     return blocked

@@ -9,12 +9,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cleanup import schemas
-from cleanup.algorithms.box_association import compute_iou_matrix
 from cleanup.algorithms.embedding_pooling import PooledTrack
+from cleanup.algorithms.frame_pairs import find_frame_pairs, places_of_pairs
 from cleanup.algorithms.frame_sampling import find_roots
-from cleanup.algorithms.threshold_evidence import Evidence, collect_pair_means
+from cleanup.algorithms.threshold_evidence import Evidence
 from cleanup.episode import Episode
-from cleanup.phases.identity_rows import SAME_FACE_IOU
 from cleanup.phases.track_samples import group_rows
 
 # Two faces of one track this far apart have seen some change of pose and light, as two tracks of one person have.
@@ -22,6 +21,7 @@ _APART_S = 1.0
 _MAX_PAIRS_PER_TRACK = 40
 # Faces whose embedding is so much shorter than the episode's good ones are no evidence of anything.
 _MIN_RELATIVE_NORM = 0.6
+_PAIRS_AT_A_TIME = 1 << 14
 
 
 def gather_gate_evidence(episode: Episode) -> Evidence:
@@ -46,23 +46,12 @@ def gather_gate_evidence(episode: Episode) -> Evidence:
     for _, rows in group_rows(lineage):
         rows = rows[np.argsort(frames[rows], kind="stable")]
         same.append((embeddings[rows[1:]] * embeddings[rows[:-1]]).sum(axis=1).astype(np.float64))
-    keys: list[tuple[int, int]] = []
-    different: list[float] = []
-    for _, rows in group_rows(frames):
-        if len(rows) < 2:
-            continue
-        rows = rows[np.argsort(lineage[rows], kind="stable")]
-        apart = np.triu(compute_iou_matrix(boxes[rows], boxes[rows]) < SAME_FACE_IOU, k=1)
-        similarity = embeddings[rows] @ embeddings[rows].T
-        for i, j in np.argwhere(apart & (lineage[rows][:, None] != lineage[rows])):
-            keys.append((int(lineage[rows[i]]), int(lineage[rows[j]])))
-            different.append(float(similarity[i, j]))
     joined = np.concatenate(same) if same else np.zeros(0)
-    return Evidence(joined, collect_pair_means(keys, np.array(different)))
+    return Evidence(joined, find_frame_pairs(frames, lineage, boxes, embeddings).similarities)
 
 
 def gather_cluster_evidence(
-    episode: Episode, pooled: Mapping[int, PooledTrack], shared_frames: set[tuple[int, int]]
+    episode: Episode, pooled: Mapping[int, PooledTrack], shared_frames: NDArray[np.int64]
 ) -> Evidence:
     """Track by track: kept faces of one track far apart in time against the vectors of tracks that share a frame."""
     faces = episode.embedded_faces
@@ -80,9 +69,11 @@ def gather_cluster_evidence(
         partner = np.searchsorted(times[rows], times[rows] + _APART_S)
         first = np.flatnonzero(partner < len(rows))[:_MAX_PAIRS_PER_TRACK]
         same.append((embeddings[rows[first]] * embeddings[rows[partner[first]]]).sum(axis=1).astype(np.float64))
-    different = [
-        float(pooled[a].vector @ pooled[b].vector)
-        for a, b in sorted(shared_frames)
-        if a in pooled and b in pooled and not {a, b} & doubtful
-    ]
-    return Evidence(np.concatenate(same) if same else np.zeros(0), np.array(different))
+    sure = sorted(pooled.keys() - doubtful)
+    pairs = places_of_pairs(shared_frames, sure)
+    different = np.zeros(len(pairs))
+    vectors = np.array([pooled[t].vector for t in sure])
+    for i in range(0, len(pairs), _PAIRS_AT_A_TIME):
+        part = slice(i, i + _PAIRS_AT_A_TIME)
+        different[part] = (vectors[pairs[part, 0]] * vectors[pairs[part, 1]]).sum(axis=1)
+    return Evidence(np.concatenate(same) if same else np.zeros(0), different)

@@ -31,6 +31,7 @@ from cleanup.phases.identity_rows import (
     FACEBANK_SOURCE,
     PERSON_SOURCE,
     compute_centroids,
+    find_companions,
     find_shared_frames,
     is_human_named,
     read_manual_assignments,
@@ -103,7 +104,7 @@ def group_clusters(
     else:
         rejected = {r["identity_id"]: find_rejected(episode.ep_id, r["track_ids"], state.rejections) for r in rows}
         decisions, votes = _decide(asked, matches, settings, rejected)
-        _name_rows(rows, decisions, votes, shared, settings, found)
+        _name_rows(rows, decisions, votes, find_companions(rows, shared), settings, found)
     # A known person comes near, but something speaks against it: that is no unknown person.
     doubtful = {
         identity_id
@@ -117,7 +118,7 @@ def group_clusters(
     links = linker.link(rows, centroids)
     _name_linked(rows, links, episode.ep_id, state, settings, found)
     by_hand = frozenset(read_manual_assignments(episode)[0].values())
-    rows = _merge_rows(rows, shared, by_hand, found)
+    rows = _merge_rows(rows, find_companions(rows, shared), by_hand, found)
     merged = episode.replace(identities=schemas.build_table(rows, schemas.IDENTITY_SCHEMA))
     centroids = compute_centroids(merged, pooled)
     plan = linker.plan(rows, centroids, links, found.reasons)
@@ -176,10 +177,6 @@ def _count(rows: Sequence[Row], found: _Grouping) -> dict[str, int]:
     }
 
 
-def _share_a_frame(a: Row, b: Row, shared: set[tuple[int, int]]) -> bool:
-    return any((min(s, t), max(s, t)) in shared for s in a["track_ids"] for t in b["track_ids"])
-
-
 def _vectors_to_match(
     rows: list[Row], centroids: Mapping[str, Centroid], pooled: Mapping[int, PooledTrack], n_faces: Mapping[int, int]
 ) -> list[tuple[str, NDArray[np.float32]]]:
@@ -225,7 +222,7 @@ def _name_rows(
     rows: list[Row],
     decisions: dict[str, MatchDecision],
     votes: Mapping[str, Sequence[str]],
-    shared: set[tuple[int, int]],
+    companions: Mapping[str, set[str]],
     settings: GroupClustersSettings,
     found: _Grouping,
 ) -> None:
@@ -255,7 +252,8 @@ def _name_rows(
                     {"cluster_id": row["identity_id"], "person_id": best.person_id, "tracks_that_match_others": dissent}
                 )
                 continue
-            rival = next((o for o in holders[best.person_id] if _share_a_frame(row, o, shared)), None)
+            beside = companions.get(row["identity_id"], set())
+            rival = next((o for o in holders[best.person_id] if o["identity_id"] in beside), None)
             if rival is not None:
                 found.conflicts.append(
                     {
@@ -367,7 +365,9 @@ def _describe_ambiguous(row: Row, decision: MatchDecision) -> Row:
     }
 
 
-def _merge_rows(rows: list[Row], shared: set[tuple[int, int]], by_hand: frozenset[str], found: _Grouping) -> list[Row]:
+def _merge_rows(
+    rows: list[Row], companions: dict[str, set[str]], by_hand: frozenset[str], found: _Grouping
+) -> list[Row]:
     """Merges identities of one person, unless one is locked, they share a frame, or humans assigned tracks to both."""
     by_person: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -383,7 +383,7 @@ def _merge_rows(rows: list[Row], shared: set[tuple[int, int]], by_hand: frozense
             for other in members[i + 1 :]:
                 if other["identity_id"] in gone:
                     continue
-                reason = _why_apart(survivor, other, shared, by_hand)
+                reason = _why_apart(survivor, other, companions, by_hand)
                 if reason is not None:
                     found.protected_pairs.append(
                         {"cluster_ids": [survivor["identity_id"], other["identity_id"]], "reason": reason}
@@ -391,6 +391,9 @@ def _merge_rows(rows: list[Row], shared: set[tuple[int, int]], by_hand: frozense
                     continue
                 survivor["track_ids"] = sorted(survivor["track_ids"] + other["track_ids"])
                 survivor["outlier_reason"] = None
+                for beside in companions.pop(other["identity_id"], set()):
+                    companions[beside].add(survivor["identity_id"])
+                    companions[survivor["identity_id"]].add(beside)
                 merged.append(other["identity_id"])
                 gone.add(other["identity_id"])
             if len(merged) > 1:
@@ -409,11 +412,11 @@ def _survivor_rank(row: Row, by_hand: frozenset[str]) -> tuple[bool, bool, bool,
     )
 
 
-def _why_apart(a: Row, b: Row, shared: set[tuple[int, int]], by_hand: frozenset[str]) -> str | None:
+def _why_apart(a: Row, b: Row, companions: Mapping[str, set[str]], by_hand: frozenset[str]) -> str | None:
     if a["identity_id"] in by_hand and b["identity_id"] in by_hand:
         return "assigned by hand"
     if a["is_locked"] or b["is_locked"]:
         return "locked"
     if is_human_named(a) and is_human_named(b) and a["name"] != b["name"]:
         return "named differently"
-    return "share a frame" if _share_a_frame(a, b, shared) else None
+    return "share a frame" if b["identity_id"] in companions.get(a["identity_id"], ()) else None

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from cleanup import schemas
-from cleanup.algorithms.box_association import compute_iou_matrix
 from cleanup.algorithms.embedding_pooling import Centroid, PooledTrack, compute_centroid
+from cleanup.algorithms.frame_pairs import find_frame_pairs, places_of_pairs
 from cleanup.episode import Episode, format_identity_id
 from cleanup.phases.track_samples import pool_tracks
 from cleanup.settings import PoolingSettings, ReclusterSettings
 
 # Where a name came from, as the files say it: a seed photo, or the person's identities in other episodes.
 FACEBANK_SOURCE, PERSON_SOURCE = "facebank", "person"
-# Two boxes of one frame that overlap this much are one face found twice, not two people.
-SAME_FACE_IOU = 0.5
 
 
 @dataclass(frozen=True)
@@ -92,38 +91,44 @@ def apply_manual_assignments(
     return [row for row in result if row["track_ids"]]
 
 
-def find_shared_frames(episode: Episode) -> set[tuple[int, int]]:
-    """Pairs of tracks (lower id first) that have two different faces in some frame."""
+def find_shared_frames(episode: Episode) -> NDArray[np.int64]:
+    """Pairs of tracks (lower id first, sorted) that have two different faces in some frame; shape (m, 2)."""
     table = episode.boxes
     frames, tracks = schemas.ints_of(table, "frame_idx"), schemas.ints_of(table, "track_id")
-    boxes = schemas.matrix_of(table["bbox"], 4)
-    order = np.argsort(frames, kind="stable")
-    pairs: set[tuple[int, int]] = set()
-    for rows in np.split(order, np.flatnonzero(np.diff(frames[order])) + 1):
-        if len(rows) < 2:
-            continue
-        apart = np.triu(compute_iou_matrix(boxes[rows], boxes[rows]) < SAME_FACE_IOU, k=1)
-        for i, j in np.argwhere(apart):
-            a, b = int(tracks[rows[i]]), int(tracks[rows[j]])
-            if a != b:
-                pairs.add((min(a, b), max(a, b)))
-    return pairs
+    return find_frame_pairs(frames, tracks, schemas.matrix_of(table["bbox"], 4)).tracks
 
 
-def find_named_apart(episode: Episode) -> set[tuple[int, int]]:
-    """Pairs of tracks whose identities a person named differently."""
-    by_name: dict[str, list[int]] = defaultdict(list)
-    for row in episode.identities.to_pylist():
-        if is_human_named(row):
-            by_name[row["person_id"] or row["name"]].extend(row["track_ids"])
-    names = sorted(by_name)
-    return {
-        (min(a, b), max(a, b))
-        for i, first in enumerate(names)
-        for second in names[i + 1 :]
-        for a in by_name[first]
-        for b in by_name[second]
+def find_companions(rows: Iterable[Mapping[str, Any]], shared: NDArray[np.int64]) -> dict[str, set[str]]:
+    """Identities that are seen together with each identity in some frame.
+
+    Args:
+        rows: The identities.
+        shared: Pairs of tracks that share a frame.
+    """
+    owner = {track: row["identity_id"] for row in rows for track in row["track_ids"]}
+    tracks, names = sorted(owner), sorted(set(owner.values()))
+    place = {name: i for i, name in enumerate(names)}
+    owners = np.array([place[owner[track]] for track in tracks], np.int64)
+    first, second = owners[places_of_pairs(shared, tracks)].T
+    companions: dict[str, set[str]] = defaultdict(set)
+    for code in np.unique(first * len(names) + second).tolist():
+        a, b = names[code // len(names)], names[code % len(names)]
+        if a != b:
+            companions[a].add(b)
+            companions[b].add(a)
+    return companions
+
+
+def find_named_people(episode: Episode, tracks: Sequence[int]) -> NDArray[np.int64]:
+    """A number for the person that a human named each track's identity after, -1 where none did; shape (n,)."""
+    people: dict[str, int] = {}
+    named = {
+        track: people.setdefault(row["person_id"] or row["name"], len(people))
+        for row in episode.identities.to_pylist()
+        if is_human_named(row)
+        for track in row["track_ids"]
     }
+    return np.array([named.get(track, -1) for track in tracks], np.int64)
 
 
 def carry_over(episode: Episode, clusters: Sequence[Cluster]) -> list[dict[str, Any]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cleanup.algorithms.embedding_pooling import Centroid, PooledTrack, find_views
 from cleanup.algorithms.facebank_matching import UNKNOWN, MatchDecision
@@ -26,7 +26,7 @@ from cleanup.people import (
     find_rejected,
     make_person_id,
 )
-from cleanup.phases.identity_rows import FACEBANK_SOURCE, PERSON_SOURCE, is_human_named
+from cleanup.phases.identity_rows import FACEBANK_SOURCE, PERSON_SOURCE, find_companions, is_human_named
 from cleanup.settings import GroupClustersSettings
 
 Row = dict[str, Any]
@@ -48,7 +48,7 @@ class EpisodeLinker:
         pooled: Vector of every track that has one.
         n_faces: Faces with an embedding by track.
         n_seen: Faces by track, with an embedding or without.
-        shared: Pairs of tracks that share a frame.
+        shared: Pairs of tracks that share a frame, shape (m, 2).
         doubtful: Identities that come near a known person without being named; they found no unknown person.
     """
 
@@ -60,12 +60,12 @@ class EpisodeLinker:
     pooled: Mapping[int, PooledTrack]
     n_faces: Mapping[int, int]
     n_seen: Mapping[int, int]
-    shared: set[tuple[int, int]]
+    shared: NDArray[np.int64]
     doubtful: frozenset[str] = frozenset()
 
     def link(self, rows: Sequence[Row], centroids: Mapping[str, Centroid]) -> dict[tuple[str, str], Link]:
         """Who each identity of the show is: given by seeds and humans, or found by comparing episodes."""
-        companions = self._find_companions(rows)
+        companions = find_companions(rows, self.shared)
         own = [
             replace(
                 self._describe(row, centroids[row["identity_id"]], companions),
@@ -102,7 +102,7 @@ class EpisodeLinker:
             links: As ``link`` gave them.
             reasons: Why each identity is who it is, in words.
         """
-        records, new_people, companions = [], {}, self._find_companions(rows)
+        records, new_people, companions = [], {}, find_companions(rows, self.shared)
         for row in rows:
             if row["identity_id"] not in centroids:
                 continue
@@ -164,17 +164,6 @@ class EpisodeLinker:
             if reference is not None and reference.casefold() in self.state.aliases:
                 return self.state.aliases[reference.casefold()]
         return row["person_id"] or make_person_id(row["name"])
-
-    def _find_companions(self, rows: Sequence[Row]) -> dict[str, set[str]]:
-        """Identities that are seen together with each identity in some frame."""
-        owner = {track: row["identity_id"] for row in rows for track in row["track_ids"]}
-        companions: dict[str, set[str]] = defaultdict(set)
-        for pair in self.shared:
-            first, second = (owner.get(track) for track in pair)
-            if first is not None and second is not None and first != second:
-                companions[first].add(second)
-                companions[second].add(first)
-        return companions
 
     def _describe(self, row: Row, centroid: Centroid, companions: Mapping[str, set[str]]) -> ShowCluster:
         tracks = sorted((t for t in row["track_ids"] if t in self.pooled), key=lambda t: (-self.n_faces[t], t))

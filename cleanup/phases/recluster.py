@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cleanup import schemas
 from cleanup.algorithms.average_linkage import Conflicts, Merge, cluster_tracks
 from cleanup.algorithms.embedding_pooling import PooledTrack, find_views
+from cleanup.algorithms.frame_pairs import places_of_pairs
 from cleanup.algorithms.threshold_evidence import place_threshold
 from cleanup.algorithms.track_clustering import attach_singletons, eject_outliers, find_view_merges
 from cleanup.episode import Episode
@@ -20,7 +21,7 @@ from cleanup.phases.identity_rows import (
     Cluster,
     apply_manual_assignments,
     carry_over,
-    find_named_apart,
+    find_named_people,
     find_shared_frames,
     read_manual_assignments,
 )
@@ -82,7 +83,7 @@ def recluster(
         "largest_cluster_fraction_after": after[1],
         "tracks_ejected": len(run.ejected),
         "singletons_attached": sum(m.evidence == "singleton" for m in run.merges),
-        "conflicting_pairs": len(run.conflicts.pairs),
+        "conflicting_pairs": run.conflicts.count(),
         "thresholds": run.describe_thresholds(),
         "merges": run.describe_merges(),
         "ejections": run.describe_ejections(),
@@ -105,10 +106,8 @@ class _Clustering:
     ) -> None:
         self._settings, self._tracks, self._episode = settings, tracks, episode
         self._vectors = np.array([pooled[t].vector for t in tracks]).reshape(len(tracks), episode.dimension or 0)
-        place = {t: i for i, t in enumerate(tracks)}
         shared = find_shared_frames(episode)
-        pairs = shared | find_named_apart(episode)
-        self.conflicts = Conflicts.of((place[a], place[b]) for a, b in pairs if a in place and b in place)
+        self.conflicts = Conflicts(places_of_pairs(shared, tracks), find_named_people(episode, tracks))
         self.ejected: dict[int, float] = {}
         self.merges: list[Merge] = []
         self._fallback_only = _tracks_kept_despite(episode)
@@ -175,15 +174,19 @@ class _Clustering:
                 self._vectors, labels, self.conflicts, min_similarity=limit, n_neighbours=settings.singleton_neighbours
             )
             for i, label, similarity in joins:
-                joined = {*np.flatnonzero(labels == label).tolist(), i}
-                if i not in self.ejected and len(joined) >= settings.singleton_min_tracks and not self._clash(joined):
-                    sizes_now = (len(joined) - 1, 1)
-                    self.merges.append(Merge(min(joined - {i}), i, sizes_now, similarity, "singleton", len(joined) - 1))
-                    labels[i] = label
+                joined = labels == label
+                n_joined = int(joined.sum())
+                lowest = int(joined.argmax())
+                joined[i] = True
+                if i in self.ejected or n_joined + 1 < settings.singleton_min_tracks or self._clash(joined):
+                    continue
+                self.merges.append(Merge(lowest, i, (n_joined, 1), similarity, "singleton", n_joined))
+                labels[i] = label
 
-    def _clash(self, members: set[int]) -> bool:
-        pairs = self.conflicts.pairs
-        return any(a in members and b in members for a, b in pairs.tolist())
+    def _clash(self, members: NDArray[np.bool_]) -> bool:
+        named = self.conflicts.people_of(len(members))[members]
+        first, second = self.conflicts.pairs.T
+        return bool((members[first] & members[second]).any()) or len(np.unique(named[named >= 0])) > 1
 
     def describe_thresholds(self) -> dict[str, Any]:
         """For the report: the thresholds in force and the evidence they stand on."""

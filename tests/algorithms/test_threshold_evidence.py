@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cleanup.algorithms.threshold_evidence import Evidence, collect_pair_means, place_threshold
+from cleanup.algorithms.threshold_evidence import Evidence, place_threshold
 
 
 def make_evidence(same: float, different: float, n_same: int = 200, n_different: int = 60) -> Evidence:
@@ -57,9 +57,3 @@ def test_two_people_always_together_do_not_pull_the_threshold_down() -> None:
     evidence = Evidence(rng.normal(0.93, 0.03, 200), rng.normal(-0.10, 0.005, 40))
 
     assert place_threshold(evidence, 0.35, 0.52, is_auto=True).value > 0.35
-
-
-def test_a_pair_counts_once_however_many_frames_it_shares() -> None:
-    means = collect_pair_means([(1, 2), (1, 2), (1, 3)], np.array([0.2, 0.4, 0.9]))
-
-    assert means == pytest.approx([0.3, 0.9])
