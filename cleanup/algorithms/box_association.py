@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -73,10 +74,13 @@ def associate_detections(
         Frame -> track index for each detection of that frame, -1 where it belongs to none.
     """
     result: dict[int, list[int]] = {}
-    ordered = sorted(range(len(tracks)), key=lambda k: (tracks[k].first_frame, tracks[k].track_id))
+    waiting = deque(sorted(range(len(tracks)), key=lambda k: (tracks[k].first_frame, tracks[k].track_id)))
+    active: list[int] = []
     for frame_idx in sorted(detections):
         boxes, confidence = detections[frame_idx]
-        active = [k for k in ordered if tracks[k].first_frame <= frame_idx <= tracks[k].last_frame]
+        while waiting and tracks[waiting[0]].first_frame <= frame_idx:
+            active.append(waiting.popleft())
+        active = [k for k in active if frame_idx <= tracks[k].last_frame]
         scores = np.zeros((len(active), len(boxes)))
         for row, k in enumerate(active):
             references = tracks[k].references(frame_idx, max_gap_frames)
@@ -86,13 +90,9 @@ def associate_detections(
         taken: set[int] = set()
         for is_sure in (True, False):
             in_round = (confidence >= sure_confidence) == is_sure
-            pairs = [
-                (-scores[row, j], row, j)
-                for row in range(len(active))
-                for j in np.flatnonzero(in_round)
-                if scores[row, j] >= min_iou
-            ]
-            for _, row, j in sorted(pairs):
+            rows, columns = np.nonzero((scores >= min_iou) & in_round)
+            for k in np.argsort(-scores[rows, columns], kind="stable"):
+                row, j = int(rows[k]), int(columns[k])
                 if row not in taken and owner[j] < 0:
                     taken.add(row)
                     owner[j] = active[row]

@@ -142,9 +142,11 @@ def _group_unknown(
         if cluster.person_id in unknown_ids:
             claims[labels[cluster.key], cluster.person_id] += cluster.n_faces
     id_of: dict[int, str] = {}
+    taken: set[str] = set()
     for (label, person_id), _ in sorted(claims.items(), key=lambda c: (-c[1], c[0][1], c[0][0])):
-        if label not in id_of and person_id not in id_of.values() and person_id not in rejected[label]:
+        if label not in id_of and person_id not in taken and person_id not in rejected[label]:
             id_of[label] = person_id
+            taken.add(person_id)
     for cluster in clusters:
         if labels[cluster.key] not in id_of:
             id_of[labels[cluster.key]] = format_unknown_id(next_number)
@@ -164,12 +166,11 @@ def _group_solid(clusters: Sequence[ShowCluster], min_similarity: float) -> dict
         if (cluster.ep_id, other) in place
     ]
     # What a human took out of an unknown person stays apart from those who are in it.
+    members: dict[str | None, list[int]] = defaultdict(list)
+    for j, cluster in enumerate(clusters):
+        members[cluster.person_id].append(j)
     pairs += [
-        (i, j)
-        for i, cluster in enumerate(clusters)
-        if cluster.rejected
-        for j, other in enumerate(clusters)
-        if other.person_id in cluster.rejected
+        (i, j) for i, cluster in enumerate(clusters) for person_id in cluster.rejected for j in members[person_id]
     ]
     centroids = np.stack([cluster.vectors[0] for cluster in clusters])
     labels = cluster_tracks(centroids, min_similarity, Conflicts.of(pairs)).labels

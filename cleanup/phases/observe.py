@@ -130,11 +130,13 @@ def plan_observations(
     lineage = np.array([roots[t] for t in tracks.tolist()], np.int64)
     face_roots = np.array([roots[t] for t in episode.faces["track_id"].to_pylist()], np.int64)
     face_frames = schemas.ints_of(episode.faces, "frame_idx")
+    faces_of = dict(group_rows(face_roots))
     is_sampled = np.zeros(len(table), bool)
     loads = []
     for root, rows in group_rows(lineage):
         rows = rows[np.argsort(frames[rows], kind="stable")]
-        is_sampled[rows] = select_samples(frames[rows], step, face_frames[face_roots == root])
+        own_faces = face_frames[faces_of.get(root, np.zeros(0, np.intp))]
+        is_sampled[rows] = select_samples(frames[rows], step, own_faces)
         loads.append(LineageLoad(root, int(frames[rows[0]]), int(frames[rows[-1]]), int(is_sampled[rows].sum())))
     scale = np.array([width, height], np.float64) if episode.is_normalised else np.ones(2)
     samples = pa.table(
