@@ -12,7 +12,8 @@ CleanupError
 ├── EngineError      Ray or a worker failed
 ├── InvariantError   a result breaks an invariant: our bug, found before anything was written
 ├── JobError         there is no such job of the API, or it cannot do what is asked
-└── BusyError        another run holds the episode
+├── BusyError        another run holds the episode
+└── ResourceError    the machine gives this process no more memory, threads or processes
 
 Each carries one message that says what is wrong, where, and what to do about it. All of them pickle, because they
 cross process boundaries on Ray.
@@ -20,6 +21,8 @@ cross process boundaries on Ray.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 
 
@@ -75,6 +78,12 @@ class BusyError(CleanupError):
     """Another run is working on the same episode."""
 
 
+class ResourceError(CleanupError):
+    """The machine gives this process no more memory, threads or processes. Nothing is half written."""
+
+    exit_code = 1
+
+
 class JobError(CleanupError):
     """There is no such job, or it cannot do what is asked of it."""
 
@@ -115,5 +124,48 @@ def first_line(error: BaseException) -> str:
 
 def describe_os_error(error: OSError) -> str:
     """Which file, and what the system says of it, in one line."""
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or first_line(error)}"
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    return one_line(f"{where}{error.strerror or first_line(error)}")
+
+
+# How libraries say that an allocation failed, or that a library did not fit into the address space any more.
+_MEMORY_SIGNS = ("allocate memory", "out of memory", "alloc_failed", "bad allocation", "bad_alloc",
+                 "insufficient memory", "failed to map segment")  # fmt: skip
+_THREAD_SIGNS = ("can't start new thread", "pthread_create")
+_MORE_MEMORY = "stop what else uses it, raise the limit (ulimit -v, or the container's), or take a machine with more"
+_MORE_THREADS = "stop what else runs, or raise the limit (ulimit -u, or the container's)"
+
+
+def find_shortage(error: BaseException) -> ResourceError | None:
+    """What a user is told if memory, threads or processes ran out, however a library says it; None if they did not."""
+    text = str(error).lower()
+    is_library = isinstance(error, RuntimeError | ImportError | OSError)
+    is_library |= type(error).__module__.split(".")[0] in ("cv2", "onnxruntime")
+    if is_library and any(sign in text for sign in _THREAD_SIGNS):
+        return ResourceError(f"no more threads ({first_line(error)}); {_MORE_THREADS}")
+    if isinstance(error, BlockingIOError):  # fork
+        return ResourceError(f"no more processes ({first_line(error)}); {_MORE_THREADS}")
+    is_memory = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    if is_memory or (is_library and any(sign in text for sign in _MEMORY_SIGNS)):
+        return ResourceError(f"not enough memory ({first_line(error)}); {_MORE_MEMORY}")
+    return None
+
+
+def raise_shortage(error: BaseException, what: object) -> None:
+    """Raises a ResourceError if memory, threads or processes ran out, so that nothing else is blamed for it.
+
+    Args:
+        error: What a library raised.
+        what: What it was at work on.
+    """
+    shortage = find_shortage(error)
+    if shortage is not None:
+        raise ResourceError(f"{what}: {shortage}") from error
+
+
+def describe_error(error: BaseException) -> str | None:
+    """One line for an error that a user can do something about; None for a fault of the program."""
+    shortage = find_shortage(error)
+    if shortage is not None or isinstance(error, CleanupError):
+        return str(shortage or error)
+    return describe_os_error(error) if isinstance(error, OSError) else None

@@ -125,7 +125,7 @@ def test_a_gpu_whose_memory_is_full(drawn: Path, monkeypatch: pytest.MonkeyPatch
         patch.setattr(onnxruntime.InferenceSession, "run", run_out)
         fails(
             drawn,
-            code=2,
+            code=1,
             message=r"CPUExecutionProvider failed .*Failed to allocate.*; its memory is full: .*--device cpu",
         )
     run(drawn, "--actions", "split_tracks", "--write-back", "-q")

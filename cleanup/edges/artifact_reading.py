@@ -29,7 +29,7 @@ from cleanup.edges.face_columns import ROW_TOLERANCE, read_plain_faces
 from cleanup.edges.json_faults import explain_json_error
 from cleanup.edges.root_path import RootPath
 from cleanup.episode import DOCUMENTED, EMITTED, Episode
-from cleanup.errors import ArtifactError, first_line, one_line
+from cleanup.errors import ArtifactError, first_line, one_line, raise_shortage
 from cleanup.input_limits import MAX_DEPTH, MAX_DOCUMENT_BYTES, MAX_LINE_BYTES, MIB
 from cleanup.names import EpId
 from cleanup.text_files import BOM, find_encoding_fault
@@ -265,6 +265,7 @@ class _Reader:
             self.add(f"{path}: missing")
             return None
         except Exception as error:  # noqa: BLE001 -- NumPy lets out whatever its parser of the header stumbles over
+            raise_shortage(error, path)
             self.add(f"{path}: not a readable NumPy array ({first_line(error)})")
             return None
         if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or not np.issubdtype(matrix.dtype, np.floating):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import orjson
 
 from cleanup.edges.root_path import RootPath
 
@@ -73,6 +76,22 @@ def replace_file(path: RootPath, content: bytes) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def render_json(value: Any, option: int = orjson.OPT_INDENT_2) -> bytes:
+    """A record as JSON. Of a name that is no UTF-8, which JSON cannot hold, the odd bytes are written out."""
+    try:
+        return orjson.dumps(value, option=option)
+    except orjson.JSONEncodeError:
+        return orjson.dumps(_write_out(value), option=option)
+
+
+def _write_out(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {_write_out(key): _write_out(entry) for key, entry in value.items()}
+    return [_write_out(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _draft_of(path: RootPath) -> RootPath:

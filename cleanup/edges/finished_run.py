@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from cleanup.edges.artifact_files import EpisodePaths
-from cleanup.edges.file_writing import write_synced
+from cleanup.edges.file_writing import render_json, write_synced
 from cleanup.edges.records import RecordError, field, set_aside, take
 from cleanup.edges.root_path import RootPath
 
@@ -42,12 +42,12 @@ def compute_fingerprint(paths: EpisodePaths, inputs: Mapping[str, Any]) -> str:
     """
     files = (paths.tracks, paths.faces, paths.embeddings, paths.identities, paths.detections, paths.track_metrics)
     record = {"code": _digest_of_code(), "files": [_digest_of(path) for path in files], **inputs}
-    return hashlib.sha256(orjson.dumps(record, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return hashlib.sha256(render_json(record, orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def write_finished(paths: EpisodePaths, fingerprint: str, report: Mapping[str, Any]) -> RootPath:
     """Notes that a run has finished and what it left."""
-    content = orjson.dumps({"fingerprint": fingerprint, "report": report}, option=orjson.OPT_INDENT_2)
+    content = render_json({"fingerprint": fingerprint, "report": report})
     write_synced(paths.finished, content)
     return paths.finished
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cleanup.algorithms.face_alignment import CROP_SIZE
-from cleanup.errors import ModelError, first_line
+from cleanup.errors import ModelError, first_line, raise_shortage
 
 MODEL_SUFFIX = ".onnx"
 FP16_SUFFIX = "_fp16"
@@ -60,6 +60,7 @@ def resolve_model_directory(name_or_dir: str) -> Path:
         with contextlib.redirect_stdout(io.StringIO()):
             return Path(ensure_available("models", name_or_dir, root=str(root)))
     except Exception as error:
+        raise_shortage(error, f"model pack {name_or_dir!r}")
         raise ModelError(
             f"model pack {name_or_dir!r} is neither a folder nor in {root}/models and could not be downloaded "
             f"({first_line(error)}); give --models a folder that holds a detector and a recogniser"

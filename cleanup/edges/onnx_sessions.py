@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cleanup.errors import ModelError, first_line
+from cleanup.errors import ModelError, ResourceError, find_shortage, first_line, raise_shortage
 
 CPU = "CPUExecutionProvider"
 PROVIDER_OF_DEVICE = {
@@ -126,6 +126,7 @@ def open_session(path: Path, device: str, n_threads: int) -> Any:
             model, options, providers=providers, provider_options=[_provider_options(p, path) for p in providers]
         )
     except Exception as error:
+        raise_shortage(error, path)
         raise ModelError(f"{path}: ONNX Runtime cannot load it ({first_line(error)})") from error
     used = session.get_providers()[0]
     if device != "auto" and used != PROVIDER_OF_DEVICE[device]:
@@ -144,15 +145,13 @@ def inference_errors(name: str, provider: str) -> Iterator[None]:
     except Exception as error:
         if not type(error).__module__.startswith("onnxruntime"):
             raise
-        text = str(error).lower()
-        is_memory = any(sign in text for sign in ("allocate memory", "out of memory", "alloc_failed", "bad allocation"))
-        advice = (
-            "its memory is full: run fewer actors per GPU (--gpus-per-actor 1), stop what else uses it, or take "
-            "--device cpu"
-            if is_memory
-            else "cleanup doctor checks models and devices"
-        )
-        raise ModelError(f"{name}: {provider} failed ({first_line(error)}); {advice}") from error
+        failure = f"{name}: {provider} failed ({first_line(error)})"
+        if find_shortage(error) is not None:
+            raise ResourceError(
+                f"{failure}; its memory is full: run fewer actors per GPU (--gpus-per-actor 1), stop what else uses "
+                "it, or take --device cpu"
+            ) from error
+        raise ModelError(f"{failure}; cleanup doctor checks models and devices") from error
 
 
 class BoundSession:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cleanup.errors import describe_os_error
+from cleanup.errors import describe_os_error, raise_shortage
 from cleanup.input_limits import MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS, MIB
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def find_fault(content: bytes) -> str:
             width, height = image.size
     except Image.DecompressionBombError:
         return f"more than {MAX_PICTURE_PIXELS:,} pixels"
-    except Exception:  # noqa: BLE001 -- Pillow's readers let out whatever a damaged header makes them stumble over
+    except Exception as error:  # noqa: BLE001 -- Pillow lets out whatever a damaged header makes it stumble over
+        raise_shortage(error, "a picture")
         return _explain_unread(content)
     if width * height > MAX_PICTURE_PIXELS:
         return f"{width}x{height}, more than {MAX_PICTURE_PIXELS:,} pixels"
@@ -86,7 +87,8 @@ def decode_picture(content: bytes) -> NDArray[np.uint8] | None:
             image.load()  # turns some kinds by itself, and says so
             orientation = _orientation_of(image)
             pixels = _rgb_of(image)
-    except Exception:  # noqa: BLE001 -- as above
+    except Exception as error:  # noqa: BLE001 -- as above
+        raise_shortage(error, "a picture")
         return None
     return np.ascontiguousarray(_turned_upright(pixels, orientation))
 

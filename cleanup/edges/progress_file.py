@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
-
-from cleanup.edges.file_writing import replace_file
+from cleanup.edges.file_writing import render_json, replace_file
 from cleanup.edges.records import RecordError, field, take
 from cleanup.edges.remote_root import RemoteRoot
 from cleanup.edges.root_path import RootPath
@@ -101,7 +99,7 @@ class ProgressFile:
         self._last_write = now
         self._record["total_elapsed_seconds"] = round(now - self._started, 2)
         self._record["updated_at"] = datetime.now(UTC).isoformat(timespec="milliseconds")
-        replace_file(self.path, orjson.dumps(self._record, option=orjson.OPT_INDENT_2))
+        replace_file(self.path, render_json(self._record))
         if self._on_record is not None:
             self._on_record(self._record)
         self._mirror.store(is_last=self._record["phase"] in _ENDS)
@@ -166,5 +164,5 @@ def end_abandoned(path: RootPath, has_committed: Callable[[RunId], bool], report
     else:
         error = "the run ended without a word (killed, or its machine went down); the files are as they were"
         record.update(phase="failed", message=error, eta_seconds=None, error=error)
-    replace_file(path, orjson.dumps(record, option=orjson.OPT_INDENT_2))
+    replace_file(path, render_json(record))
     return True

@@ -9,9 +9,8 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import orjson
-
 from cleanup.edges.artifact_files import EpisodePaths
+from cleanup.edges.file_writing import render_json
 from cleanup.edges.root_path import RootPath
 
 _PACKAGES = ("episode-cleanup", "numpy", "scikit-learn", "pyarrow", "onnxruntime-gpu", "onnxruntime", "av", "ray")
@@ -33,7 +32,7 @@ def save_bundle(
         "problems": list(problems), "ep_id": source.ep_id, "python": platform.python_version(),
         "platform": platform.platform(), "packages": {name: _version_of(name) for name in _PACKAGES}, **run,
     }  # fmt: skip
-    content = orjson.dumps(about, option=orjson.OPT_INDENT_2)
+    content = render_json(about)
     target.parent.mkdir()
     with target.open("wb") as stream, tarfile.open(fileobj=stream, mode="w:gz") as archive:
         member = tarfile.TarInfo("violation.json")

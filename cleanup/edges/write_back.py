@@ -24,7 +24,15 @@ from cleanup.edges.file_writing import FileVersion, read_version, write_pieces
 from cleanup.edges.journal import ChangedMeanwhileError, Journal, Move, read_journal
 from cleanup.edges.records import RecordError, set_aside
 from cleanup.edges.root_path import RootPath
-from cleanup.errors import ArtifactError, BusyError, CleanupError, CommittedError, StorageError, describe_os_error
+from cleanup.errors import (
+    ArtifactError,
+    BusyError,
+    CleanupError,
+    CommittedError,
+    StorageError,
+    describe_error,
+    describe_os_error,
+)
 from cleanup.names import RunId
 
 # How long a reader waits for a moment in which nobody writes.
@@ -133,7 +141,7 @@ class WriteBack:
         kept = {self._paths.root / name: self._store.object_path(v) for name, v in before.items() if v is not None}
         try:
             journal.apply()
-        except (OSError, ArtifactError) as error:
+        except (OSError, MemoryError, ArtifactError) as error:
             raise _undone(self._paths, journal, kept, error) from error
         try:
             journal.remove(self._paths)
@@ -196,7 +204,7 @@ class WriteBack:
 
 def _undone(paths: EpisodePaths, journal: Journal, kept: Mapping[RootPath, RootPath], error: Exception) -> CleanupError:
     """Puts back what was replaced before something went wrong; gives the error that says so."""
-    what = describe_os_error(error) if isinstance(error, OSError) else str(error)
+    what = describe_error(error)
     try:
         journal.undo(kept)
         journal.remove(paths)

@@ -29,6 +29,7 @@ from cleanup.entrypoints.options import (
     with_setting_options,
 )
 from cleanup.entrypoints.people_cli import people_app
+from cleanup.entrypoints.process import run_main
 from cleanup.entrypoints.serve_options import Limits, ServeOptions
 from cleanup.entrypoints.shell import one_line_errors, open_root, resolve
 from cleanup.entrypoints.terminal import print_json, say
@@ -349,8 +350,8 @@ def demo_command(
 
 
 def main() -> None:
-    """Entry point of the ``cleanup`` script."""
-    app()
+    """Entry point of ``python -m cleanup.entrypoints.cli``."""
+    run_main(app)
 
 
 if __name__ == "__main__":

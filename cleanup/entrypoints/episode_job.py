@@ -29,7 +29,7 @@ from cleanup.entrypoints.people_labels import relabel_episodes
 from cleanup.entrypoints.run_tools import Tools, node_cache, worker_spec
 from cleanup.entrypoints.stop_signals import last_words, stop_held
 from cleanup.episode import Episode
-from cleanup.errors import CleanupError, SettingsError, VideoError, describe_os_error
+from cleanup.errors import SettingsError, VideoError, describe_error
 from cleanup.names import EpId, RunId, show_of
 from cleanup.progress import PhaseProgress, ReportProgress
 from cleanup.report import CleanupReport
@@ -176,7 +176,7 @@ def run_episode_job(
                 if not is_writing.is_set() and (is_stop_requested() or isinstance(error, KeyboardInterrupt)):
                     fail("interrupted; no file is half written")
                 else:
-                    progress.fail(_describe(error))
+                    progress.fail(describe_error(error) or f"{type(error).__name__}: {error}")
             raise
         return record
 
@@ -186,19 +186,16 @@ def _remove_if_empty(run_folder: RootPath) -> None:
         run_folder.rmdir()
 
 
-def _describe(error: BaseException) -> str:
-    if isinstance(error, CleanupError):
-        return str(error)
-    return describe_os_error(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-
-
 @contextlib.contextmanager
 def _failure_logged(ep_id: str, outcome: str) -> Iterator[None]:
-    """For what only notes an outcome or tidies up: if a disk or a storage fails there, the outcome is what it is."""
+    """For what only notes an outcome or tidies up: if a disk, storage or memory fails it, the outcome is what it is."""
     try:
         yield
-    except (CleanupError, OSError) as error:
-        _log.warning("%s has %s, but: %s", ep_id, outcome, error)
+    except Exception as error:
+        line = describe_error(error)
+        if line is None:
+            raise
+        _log.warning("%s has %s, but: %s", ep_id, outcome, line)
 
 
 def _record_people(job: EpisodeJob, report: CleanupReport, inputs: _Inputs, output: Output) -> list[str]:

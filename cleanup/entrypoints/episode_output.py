@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
-
 from cleanup.edges.artifact_files import EpisodePaths, Stamp
 from cleanup.edges.artifact_reading import find_violations
 from cleanup.edges.artifact_writing import render_episode, same_json
 from cleanup.edges.data_root import HeldEpisode
-from cleanup.edges.file_writing import read_version, write_pieces, write_synced
+from cleanup.edges.file_writing import read_version, render_json, write_pieces, write_synced
 from cleanup.edges.root_path import RootPath
 from cleanup.edges.track_metrics import update_track_metrics
 from cleanup.edges.violation_bundle import save_bundle
@@ -128,7 +126,7 @@ class Output:
         """
         report.runtime_sec = time.monotonic() - started
         record = report.to_json()
-        content = orjson.dumps(record, option=orjson.OPT_INDENT_2)
+        content = render_json(record)
         remote = self.held.root.remote
         if self.write_back is not None and self.write_back.changed:
             self.write_back.stage({self.report_path: [content]})

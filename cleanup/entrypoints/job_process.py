@@ -14,13 +14,14 @@ from typing import Any
 
 import orjson
 
-from cleanup.edges.file_writing import replace_file
+from cleanup.edges.file_writing import render_json, replace_file
 from cleanup.edges.job_store import CANCELED, EPISODE, FAILED, SUCCEEDED, Job, JobStore
 from cleanup.edges.root_path import RootPath
+from cleanup.entrypoints.process import run_main
 from cleanup.entrypoints.shell import open_root
 from cleanup.entrypoints.stop_signals import Stop, stop_held, stop_let, stop_on_signals
 from cleanup.entrypoints.terminal import set_up_logging
-from cleanup.errors import CleanupError, CommittedError, first_line
+from cleanup.errors import CommittedError, describe_error, first_line
 
 _log = logging.getLogger(__name__)
 # What a request holds beside settings.
@@ -42,11 +43,11 @@ def run_job(store: JobStore, job_id: str, stop: Stop) -> str:
             is_committed = isinstance(error, CommittedError)
             if isinstance(error, KeyboardInterrupt) or (stop.is_requested and not is_committed):
                 state, line = CANCELED, "canceled; no file is half written"
-            elif isinstance(error, CleanupError | OSError):
-                state, line = FAILED, first_line(error)
             else:
-                _log.exception("job %s", job_id)
-                state, line = FAILED, f"internal error: {type(error).__name__}: {first_line(error)}"
+                state, told = FAILED, describe_error(error)
+                if told is None:
+                    _log.exception("job %s", job_id)
+                line = told or f"internal error: {type(error).__name__}: {first_line(error)}"
             _log.error("%s", line)
             store.end(job_id, state, line)
             return state
@@ -86,10 +87,10 @@ class _Record:
         self._write(record, {**record, "episodes": moved} if is_event else None)
 
     def _write(self, record: Mapping[str, Any], event: Mapping[str, Any] | None) -> None:
-        replace_file(RootPath.of_file(self._folder / "progress.json"), orjson.dumps(record))
+        replace_file(RootPath.of_file(self._folder / "progress.json"), render_json(record, 0))
         if event is not None:
             with (self._folder / "events.jsonl").open("ab") as stream:
-                stream.write(orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE))
+                stream.write(render_json(event, orjson.OPT_APPEND_NEWLINE))
 
 
 def _seen(episode: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -128,12 +129,9 @@ def _do(job: Job, record: _Record, is_stop_requested: Callable[[], bool]) -> dic
 def main() -> None:
     """Entry point of the process. Data root, models and Facebank are in its environment."""
     set_up_logging(logging.INFO, is_timed=True)
-    try:
-        with stop_on_signals() as stop:
-            run_job(JobStore(Path(sys.argv[1])), sys.argv[2], stop)
-    except CleanupError as error:  # not ours to do: another process has it, or it is gone
-        sys.exit(f"cleanup: {error}")
+    with stop_on_signals() as stop:
+        run_job(JobStore(Path(sys.argv[1])), sys.argv[2], stop)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)  # a job that is not ours to do, for another process has it, or it is gone, is told in one line

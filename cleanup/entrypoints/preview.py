@@ -15,10 +15,11 @@ import orjson
 from cleanup.edges.artifact_reading import read_episode
 from cleanup.edges.data_root import DataRoot
 from cleanup.entrypoints.episode_job import parse_actions
+from cleanup.entrypoints.process import run_main
 from cleanup.entrypoints.run_tools import Tools
 from cleanup.entrypoints.shell import open_root
 from cleanup.entrypoints.terminal import print_json
-from cleanup.errors import CleanupError, SettingsError
+from cleanup.errors import CleanupError, SettingsError, find_shortage
 from cleanup.names import EpId, check_ep_id, show_of
 from cleanup.report import CleanupReport
 from cleanup.resolve_settings import ResolvedSettings, resolve_for_run
@@ -81,9 +82,12 @@ def main() -> None:
         print_json(
             {"preview": preview_episode(open_root(None, resolved), check_ep_id(asked["ep_id"]), actions, resolved)}
         )
-    except CleanupError as error:
-        print_json({"error": type(error).__name__, "message": str(error)})
+    except Exception as error:
+        told = find_shortage(error) or error
+        if not isinstance(told, CleanupError):
+            raise
+        print_json({"error": type(told).__name__, "message": str(told)})
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

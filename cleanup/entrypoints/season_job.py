@@ -13,18 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from cleanup.edges.data_root import DataRoot
 from cleanup.edges.episode_lock import make_run_id
-from cleanup.edges.file_writing import write_synced
+from cleanup.edges.file_writing import render_json, write_synced
 from cleanup.edges.progress_file import RemoteCopy
 from cleanup.edges.root_path import RootPath
 from cleanup.entrypoints import season_progress as states
 from cleanup.entrypoints.episode_job import EpisodeJob, run_episode_job
 from cleanup.entrypoints.run_tools import Tools, choose_engine
 from cleanup.entrypoints.season_progress import SeasonProgress, write_season_progress
-from cleanup.errors import ArtifactError, CleanupError, SettingsError, describe_os_error
+from cleanup.errors import ArtifactError, SettingsError, describe_error
 from cleanup.input_limits import MAX_LIST_BYTES
 from cleanup.names import EpId, Show, check_ep_id, check_show
 from cleanup.resolve_settings import ResolvedSettings
@@ -219,7 +217,7 @@ def run_season_job(
         },
     }
     folder.mkdir()
-    write_synced(report_path, orjson.dumps(report, option=orjson.OPT_INDENT_2))
+    write_synced(report_path, render_json(report))
     if job.root.remote is not None:
         job.root.remote.put(report_path)
     return report
@@ -261,13 +259,12 @@ class _Season:
             )
         except KeyboardInterrupt:
             self._end(ep_id, states.CANCELED, started, "stopped; no file is half written")
-        except CleanupError as error:
-            self._end(ep_id, states.FAILED, started, str(error))
-        except OSError as error:
-            self._end(ep_id, states.FAILED, started, describe_os_error(error))
         except Exception as error:  # noqa: BLE001 -- one episode's bug is not the season's end
-            _log.exception("%s", ep_id)
-            self._end(ep_id, states.FAILED, started, f"internal error: {type(error).__name__}: {error}")
+            line = describe_error(error)
+            if line is None:
+                _log.exception("%s", ep_id)
+                line = f"internal error: {type(error).__name__}: {error}"
+            self._end(ep_id, states.FAILED, started, line)
         else:
             state = states.UNCHANGED if report.get("unchanged") else states.SUCCEEDED
             self._end(ep_id, state, started, None, report)

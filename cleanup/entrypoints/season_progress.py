@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
-
-from cleanup.edges.file_writing import replace_file
+from cleanup.edges.file_writing import render_json, replace_file
 from cleanup.edges.root_path import RootPath
 from cleanup.progress import PhaseProgress
 
@@ -111,4 +109,4 @@ def _estimate(elapsed_s: float, share: float) -> float | None:
 def write_season_progress(path: RootPath, description: dict[str, Any]) -> None:
     """Writes the file as a whole."""
     path.parent.mkdir()
-    replace_file(path, orjson.dumps(description, option=orjson.OPT_INDENT_2))
+    replace_file(path, render_json(description))

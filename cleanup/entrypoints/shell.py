@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from cleanup.entrypoints.process import tell
 from cleanup.entrypoints.stop_signals import EXIT_INTERRUPTED, Stop, stop_on_signals
 from cleanup.entrypoints.terminal import say, set_up_logging
-from cleanup.errors import CleanupError, CommittedError, describe_os_error
+from cleanup.errors import CommittedError
 
 if TYPE_CHECKING:
     from cleanup.edges.data_root import DataRoot
@@ -38,17 +39,13 @@ def one_line_errors(verbosity: int = 0) -> Iterator[Stop]:
             if isinstance(error, KeyboardInterrupt) or (stop.is_requested and not is_committed):
                 say("cleanup: interrupted; no file is half written", is_error=True)
                 raise typer.Exit(EXIT_INTERRUPTED) from None
-            if isinstance(error, CleanupError):
-                say(f"cleanup: {error}", is_error=True)
-                raise typer.Exit(error.exit_code) from None
             if isinstance(error, BrokenPipeError):  # whoever read our output has enough of it
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(1) from None
-            if isinstance(error, OSError):
-                # A full disk, a missing right, a file that vanished: the system's words say it best.
-                say(f"cleanup: {describe_os_error(error)}; no file is half written", is_error=True)
-                raise typer.Exit(1) from None
-            raise
+            code = tell(error)
+            if code is None:
+                raise
+            raise typer.Exit(code) from None
 
 
 def resolve(settings: Mapping[str, Any], profile: str | None, config_dir: str | None) -> ResolvedSettings:

@@ -32,10 +32,10 @@ def say_fields(*fields: object) -> None:
 
 def print_json(value: Any) -> None:
     """Prints a value for programs; as JSON writes it, what is not to be printed is written out."""
-    import orjson
+    from cleanup.edges.file_writing import render_json
 
-    text = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
-    typer.echo(_NOT_PLAIN.sub(lambda found: "".join(map(_json_letter, found[0])), text))
+    text = _NOT_PLAIN.sub(lambda found: "".join(map(_json_letter, found[0])), render_json(value).decode())
+    typer.echo(text.encode())  # JSON is UTF-8 whatever the terminal has
 
 
 def _json_letter(letter: str) -> str:
