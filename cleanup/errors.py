@@ -13,7 +13,7 @@ CleanupError
 ├── InvariantError   a result breaks an invariant: our bug, found before anything was written
 ├── JobError         there is no such job of the API, or it cannot do what is asked
 ├── BusyError        another run holds the episode
-└── ResourceError    the machine gives this process no more memory, threads or processes
+└── ResourceError    the machine gives this process no more memory, threads, processes or files
 
 Each carries one message that says what is wrong, where, and what to do about it. All of them pickle, because they
 cross process boundaries on Ray.
@@ -24,6 +24,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class CleanupError(Exception):
@@ -79,7 +80,7 @@ class BusyError(CleanupError):
 
 
 class ResourceError(CleanupError):
-    """The machine gives this process no more memory, threads or processes. Nothing is half written."""
+    """The machine gives this process no more memory, threads, processes or files. Nothing is half written."""
 
     exit_code = 1
 
@@ -124,8 +125,18 @@ def first_line(error: BaseException) -> str:
 
 def describe_os_error(error: OSError) -> str:
     """Which file, and what the system says of it, in one line."""
+    if isinstance(error, FileNotFoundError) and error.filename is None and _is_nowhere():
+        return "the current folder was removed; change into one that is there, or give absolute paths"
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     return one_line(f"{where}{error.strerror or first_line(error)}")
+
+
+def _is_nowhere() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 # How libraries say that an allocation failed, or that a library did not fit into the address space any more.
@@ -137,22 +148,25 @@ _MORE_THREADS = "stop what else runs, or raise the limit (ulimit -u, or the cont
 
 
 def find_shortage(error: BaseException) -> ResourceError | None:
-    """What a user is told if memory, threads or processes ran out, however a library says it; None if they did not."""
+    """What a user is told if memory, threads, processes or files ran out, however a library says it; else None."""
     text = str(error).lower()
     is_library = isinstance(error, RuntimeError | ImportError | OSError)
     is_library |= type(error).__module__.split(".")[0] in ("cv2", "onnxruntime")
     if is_library and any(sign in text for sign in _THREAD_SIGNS):
         return ResourceError(f"no more threads ({first_line(error)}); {_MORE_THREADS}")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return ResourceError(f"{describe_os_error(error)}; close what else holds some, or raise the limit (ulimit -n)")
     if isinstance(error, BlockingIOError):  # fork
         return ResourceError(f"no more processes ({first_line(error)}); {_MORE_THREADS}")
     is_memory = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     if is_memory or (is_library and any(sign in text for sign in _MEMORY_SIGNS)):
-        return ResourceError(f"not enough memory ({first_line(error)}); {_MORE_MEMORY}")
+        detail = f" ({first_line(error)})" if text.strip() else ""
+        return ResourceError(f"not enough memory{detail}; {_MORE_MEMORY}")
     return None
 
 
 def raise_shortage(error: BaseException, what: object) -> None:
-    """Raises a ResourceError if memory, threads or processes ran out, so that nothing else is blamed for it.
+    """Raises a ResourceError if memory, threads, processes or files ran out, so that nothing else is blamed for it.
 
     Args:
         error: What a library raised.

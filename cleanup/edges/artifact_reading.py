@@ -119,6 +119,7 @@ class _Reader:
                 self.add(f"{path}: missing")
             return
         except OSError as error:
+            raise_shortage(error, path)
             self.add(f"{path}: cannot be read ({error.strerror})")
             return
         if n_records == 0 and is_required:
@@ -284,6 +285,7 @@ class _Reader:
             self.add(f"{path}: missing")
             return None
         except OSError as error:
+            raise_shortage(error, path)
             self.add(f"{path}: cannot be read ({error.strerror})")
             return None
         if not content.strip():

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import io
+import mmap
 import os
+import resource
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cleanup.entrypoints.terminal import say
-from cleanup.errors import CleanupError, describe_error, describe_os_error
+from cleanup.errors import CleanupError, ResourceError, describe_error, describe_os_error
 
 if TYPE_CHECKING:
     from typing import TextIO
 
     from _typeshed import ReadableBuffer
+
+# Address space that NumPy, SciPy and Arrow take when they are loaded, and what each core adds in stacks of threads.
+_LIBRARIES_BYTES, _BYTES_PER_CORE = 560 << 20, 16 << 20
 
 
 class Output(io.FileIO):
@@ -78,6 +83,27 @@ def run_main(command: Callable[[], object]) -> None:
         say(f"cleanup: standard output: {what}; what was printed is lost, what was asked for is done", is_error=True)
         code = 1
     sys.exit(code)
+
+
+def check_address_space() -> None:
+    """Makes sure that what a limit of memory leaves is enough to load the libraries.
+
+    OpenBLAS, loaded into too little, ends the process by itself or tries again for ever.
+
+    Raises:
+        ResourceError: It is not.
+    """
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    if all(limit == resource.RLIM_INFINITY for limit in limits):
+        return
+    needed = _LIBRARIES_BYTES + _BYTES_PER_CORE * (os.cpu_count() or 1)
+    try:
+        mmap.mmap(-1, needed, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except OSError:
+        raise ResourceError(
+            f"not enough memory: {needed >> 20} MiB to load the libraries are not there under the limit; raise it "
+            "(ulimit -v, ulimit -d), or set it with what the container may use"
+        ) from None
 
 
 def tell(error: BaseException) -> int | None:
