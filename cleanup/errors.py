@@ -177,9 +177,17 @@ def raise_shortage(error: BaseException, what: object) -> None:
         raise ResourceError(f"{what}: {shortage}") from error
 
 
+def translate(error: BaseException) -> CleanupError | None:
+    """An error as one of ours, whatever raised it; None for one of the system, and for a fault of the program."""
+    if isinstance(error, UnicodeEncodeError) and not error.object.isprintable():
+        # Half a surrogate pair stands for a byte that is no UTF-8.
+        return SettingsError(f"{error.object}: a name that is no UTF-8, which a library needs here; rename it")
+    return find_shortage(error) or (error if isinstance(error, CleanupError) else None)
+
+
 def describe_error(error: BaseException) -> str | None:
     """One line for an error that a user can do something about; None for a fault of the program."""
-    shortage = find_shortage(error)
-    if shortage is not None or isinstance(error, CleanupError):
-        return str(shortage or error)
+    told = translate(error)
+    if told is not None:
+        return str(told)
     return describe_os_error(error) if isinstance(error, OSError) else None

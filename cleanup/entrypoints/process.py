@@ -13,11 +13,12 @@ import mmap
 import os
 import resource
 import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cleanup.entrypoints.terminal import say
-from cleanup.errors import CleanupError, ResourceError, describe_error, describe_os_error
+from cleanup.errors import ResourceError, describe_error, describe_os_error, translate
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # Address space that NumPy, SciPy and Arrow take when they are loaded, and what each core adds in stacks of threads.
 _LIBRARIES_BYTES, _BYTES_PER_CORE = 560 << 20, 16 << 20
+# NumPy and SciPy bring one each, with a thread per core.
+_OPENBLAS = 2
 
 
 class Output(io.FileIO):
@@ -85,14 +88,29 @@ def run_main(command: Callable[[], object]) -> None:
     sys.exit(code)
 
 
-def check_address_space() -> None:
-    """Makes sure that what a limit of memory leaves is enough to load the libraries.
+def check_room() -> None:
+    """Makes sure that there are memory and threads enough to load the libraries.
 
-    OpenBLAS, loaded into too little, ends the process by itself or tries again for ever.
+    OpenBLAS, loaded into too little of the one, ends the process by itself or tries again for ever; without the other
+    it interrupts the process as Ctrl-C does.
 
     Raises:
-        ResourceError: It is not.
+        ResourceError: Memory is not enough.
+        RuntimeError: Threads are not.
     """
+    _check_address_space()
+    is_enough = threading.Event()
+    threads = [threading.Thread(target=is_enough.wait, daemon=True) for _ in range(_OPENBLAS * (os.cpu_count() or 1))]
+    try:
+        for thread in threads:
+            thread.start()
+    finally:
+        is_enough.set()
+    for thread in threads:
+        thread.join()
+
+
+def _check_address_space() -> None:
     limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
     if all(limit == resource.RLIM_INFINITY for limit in limits):
         return
@@ -111,9 +129,10 @@ def tell(error: BaseException) -> int | None:
     line = describe_error(error)
     if line is None:
         return None
-    if isinstance(error, CleanupError):
+    told = translate(error)
+    if told is not None and not isinstance(told, ResourceError):
         say(f"cleanup: {line}", is_error=True)
-        return error.exit_code
+        return told.exit_code
     # A full disk, a missing right, a file that vanished: the system's words say it best.
     say(f"cleanup: {line}; no file is half written", is_error=True)
     return 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cleanup.entrypoints.process import check_address_space, tell
+from cleanup.entrypoints.process import check_room, tell
 from cleanup.entrypoints.stop_signals import EXIT_INTERRUPTED, Stop, stop_on_signals
 from cleanup.entrypoints.terminal import say, set_up_logging
 from cleanup.errors import CommittedError
@@ -33,7 +33,7 @@ def one_line_errors(verbosity: int = 0) -> Iterator[Stop]:
     set_up_logging(logging.WARNING if verbosity == 0 else logging.INFO if verbosity == 1 else logging.DEBUG)
     with stop_on_signals() as stop:
         try:
-            check_address_space()
+            check_room()
             yield stop
         except (Exception, KeyboardInterrupt) as error:
             is_committed = isinstance(error, CommittedError)
