@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleanup.algorithms.box_association import compute_iou_matrix
+from cleanup.algorithms.pair_sums import PairSums
 
 # Two boxes of one frame that overlap this much are one face found twice, not two people.
 SAME_FACE_IOU = 0.5
 # Faces of a frame that are compared with all others of it at a time.
 _BLOCK = 512
-# Pairs that are collected before those of one pair of tracks are put together.
-_MIN_PENDING = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def find_frame_pairs(
         embeddings: Unit rows, shape (n, d); without them the similarities are 0.
     """
     names, places = np.unique(tracks, return_inverse=True)
-    found = _Collected(len(names))
+    found = PairSums(len(names))
     order = np.lexsort((places, frames))
     for rows in np.split(order, np.flatnonzero(np.diff(frames[order])) + 1):
         for start in range(0, len(rows) - 1, _BLOCK):
@@ -56,8 +55,8 @@ def find_frame_pairs(
             if len(i):
                 cosines = np.zeros(len(i)) if embeddings is None else (embeddings[first] @ embeddings[second].T)[i, j]
                 found.add(places[first[i]], places[second[j]], cosines)
-    low, high, similarities = found.finish()
-    return FramePairs(np.stack([names[low], names[high]], axis=1), similarities)
+    low, high, sums, counts = found.finish()
+    return FramePairs(np.stack([names[low], names[high]], axis=1), sums / counts)
 
 
 def places_of_pairs(pairs: NDArray[np.int64], tracks: Sequence[int]) -> NDArray[np.int64]:
@@ -72,35 +71,3 @@ def places_of_pairs(pairs: NDArray[np.int64], tracks: Sequence[int]) -> NDArray[
     known = np.asarray(tracks, np.int64)
     places = np.minimum(np.searchsorted(known, pairs), len(known) - 1)
     return places[(known[places] == pairs).all(axis=1)]
-
-
-class _Collected:
-    """Sums over pairs, put together whenever more wait than there are."""
-
-    def __init__(self, n_tracks: int) -> None:
-        self._n_tracks = max(n_tracks, 1)
-        self._codes: NDArray[np.int64] = np.zeros(0, np.int64)
-        self._sums: NDArray[np.float64] = np.zeros(0)
-        self._counts: NDArray[np.float64] = np.zeros(0)
-        self._pending: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
-        self._n_pending = 0
-
-    def add(self, low: NDArray[np.intp], high: NDArray[np.intp], values: NDArray[np.floating]) -> None:
-        self._pending.append((low * self._n_tracks + high, values.astype(np.float64)))
-        self._n_pending += len(low)
-        if self._n_pending > max(len(self._codes), _MIN_PENDING):
-            self._put_together()
-
-    def _put_together(self) -> None:
-        codes = np.concatenate([self._codes, *(codes for codes, _ in self._pending)])
-        sums = np.concatenate([self._sums, *(values for _, values in self._pending)])
-        counts = np.concatenate([self._counts, np.ones(self._n_pending)])
-        self._codes, inverse = np.unique(codes, return_inverse=True)
-        self._sums, self._counts = np.zeros(len(self._codes)), np.zeros(len(self._codes))
-        np.add.at(self._sums, inverse, sums)
-        np.add.at(self._counts, inverse, counts)
-        self._pending, self._n_pending = [], 0
-
-    def finish(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-        self._put_together()
-        return *np.divmod(self._codes, self._n_tracks), self._sums / self._counts

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from cleanup.algorithms.average_linkage import Conflicts, Merge, are_apart
+from cleanup.algorithms.pair_sums import PairSums
 
-# Rows of the similarity matrix computed at a time: bounds memory at this many rows times all views, in float32.
-_BLOCK_ROWS = 2048
+# Tracks whose views are compared with those of as many others at a time.
+_BLOCK_TRACKS = 1024
 # Similarities are compared after rounding, so that the order of additions in a BLAS does not decide a tie.
 _DECIMALS = 6
 
@@ -115,64 +118,128 @@ def find_view_merges(
     Returns:
         The merges, in the order they were made; ``first`` and ``second`` are lowest track indices.
     """
-    pairs = _similar_track_pairs(views, track_of_view, labels, min_similarity)
+    support = _collect_support(views, track_of_view, labels, conflicts, min_similarity)
     merges: list[Merge] = []
     while True:
-        support: dict[tuple[int, int], list[tuple[int, int, float]]] = {}
-        for a, b, similarity in pairs:
-            if labels[a] != labels[b]:
-                i, j, x, y = (labels[a], labels[b], a, b) if labels[a] < labels[b] else (labels[b], labels[a], b, a)
-                support.setdefault((int(i), int(j)), []).append((x, y, similarity))
-        best: Merge | None = None
-        best_labels = (0, 0)
-        for (i, j), found in sorted(support.items()):
-            merge = _judge_support(np.flatnonzero(labels == i), np.flatnonzero(labels == j), found)
-            is_better = merge is not None and (best is None or merge.similarity > best.similarity)
-            if is_better and not _labels_conflict(labels, conflicts, i, j):
-                best, best_labels = merge, (i, j)
+        supported = _find_supported(support, labels)
+        best = next((pair for pair in supported if not _labels_conflict(labels, conflicts, *pair.labels)), None)
         if best is None:
             return merges
-        labels[labels == best_labels[1]] = best_labels[0]
-        merges.append(best)
+        i, j = best.labels
+        low, high = sorted((int((labels == i).argmax()), int((labels == j).argmax())))
+        merges.append(Merge(low, high, best.sizes, best.similarity, "views", best.n_pairs))
+        labels[labels == j] = i
+        support = support.join(i, j)
 
 
-def _similar_track_pairs(
-    views: NDArray[np.floating], track_of_view: NDArray[np.int64], labels: NDArray[np.int64], min_similarity: float
-) -> list[tuple[int, int, float]]:
-    """(track, other track, similarity of their nearest views) for pairs of two clusters that reach the similarity."""
+@dataclass(frozen=True)
+class _Support:
+    """What speaks for joining clusters: for each track the clusters of which it has a view in common with some tracks.
+
+    Attributes:
+        track: Track index, shape (m,).
+        cluster: Label of another cluster, shape (m,); no two entries have both in common.
+        total: Sum of the track's similarities to tracks of it, shape (m,).
+        n_pairs: How many tracks of it these are, shape (m,).
+    """
+
+    track: NDArray[np.int64]
+    cluster: NDArray[np.int64]
+    total: NDArray[np.float64]
+    n_pairs: NDArray[np.float64]
+
+    def join(self, first: int, second: int) -> _Support:
+        """After the second cluster has become part of the first."""
+        cluster = np.where(self.cluster == second, first, self.cluster)
+        order = np.lexsort((cluster, self.track))
+        track, cluster = self.track[order], cluster[order]
+        starts = np.flatnonzero(np.diff(track, prepend=-1) | np.diff(cluster, prepend=-1))
+        total, n_pairs = (np.add.reduceat(values[order], starts) for values in (self.total, self.n_pairs))
+        return _Support(track[starts], cluster[starts], total, n_pairs)
+
+
+@dataclass(frozen=True)
+class _Supported:
+    """Two clusters, by their labels, with enough support to be joined."""
+
+    labels: tuple[int, int]
+    sizes: tuple[int, int]
+    similarity: float
+    n_pairs: int
+
+
+def _collect_support(
+    views: NDArray[np.floating],
+    track_of_view: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    conflicts: Conflicts,
+    min_similarity: float,
+) -> _Support:
+    """All pairs of tracks of two clusters that may be joined whose nearest views reach the similarity, summed up."""
     rows = np.asarray(views, np.float32)
-    label_of_view = labels[track_of_view]
-    keys: list[NDArray[np.int64]] = []
-    similarities: list[NDArray[np.float64]] = []
-    for a in range(0, len(rows), _BLOCK_ROWS):
-        for b in range(a, len(rows), _BLOCK_ROWS):
-            block = rows[a : a + _BLOCK_ROWS] @ rows[b : b + _BLOCK_ROWS].T
-            i, j = np.nonzero(block >= min_similarity - 10.0**-_DECIMALS)
-            apart = (label_of_view[i + a] != label_of_view[j + b]) & (i + a < j + b)
-            i, j = i[apart], j[apart]
-            keys.append(np.sort(np.stack([track_of_view[i + a], track_of_view[j + b]], axis=1), axis=1))
-            similarities.append(block[i, j].astype(np.float64).round(_DECIMALS))
-    pairs, inverse = np.unique(np.concatenate(keys), axis=0, return_inverse=True)
-    best = np.full(len(pairs), -1.0)
-    np.maximum.at(best, inverse.ravel(), np.concatenate(similarities))
-    return [(a, b, s) for (a, b), s in zip(pairs.tolist(), best.tolist(), strict=True) if s >= min_similarity]
+    starts = np.flatnonzero(np.diff(track_of_view, prepend=-1))
+    sums = PairSums(max(len(labels), int(labels.max()) + 1))
+    blocks = [(a, min(a + _BLOCK_TRACKS, len(starts))) for a in range(0, len(starts), _BLOCK_TRACKS)]
+    ends = np.append(starts, len(rows))
+    apart = _ApartLabels(labels, conflicts)
+    for n, (a, a_end) in enumerate(blocks):
+        for b, b_end in blocks[n:]:
+            block = rows[ends[a] : ends[a_end]] @ rows[ends[b] : ends[b_end]].T
+            best = np.maximum.reduceat(block, ends[a:a_end] - ends[a], axis=0)
+            best = np.maximum.reduceat(best, ends[b:b_end] - ends[b], axis=1)
+            is_near = best >= min_similarity - 10.0**-_DECIMALS
+            i, j = np.nonzero(np.triu(is_near, k=1) if a == b else is_near)
+            similarity = best[i, j].astype(np.float64).round(_DECIMALS)
+            i, j = track_of_view[starts[i + a]], track_of_view[starts[j + b]]
+            is_kept = (similarity >= min_similarity) & ~apart.are(labels[i], labels[j])
+            i, j, similarity = i[is_kept], j[is_kept], similarity[is_kept]
+            sums.add(i, labels[j], similarity)
+            sums.add(j, labels[i], similarity)
+    return _Support(*sums.finish())
 
 
-def _judge_support(
-    first: NDArray[np.intp], second: NDArray[np.intp], found: list[tuple[int, int, float]]
-) -> Merge | None:
-    n_first, n_second = len({x for x, _, _ in found}), len({y for _, y, _ in found})
-    smaller = min(len(first), len(second))
-    if smaller == 1:
-        is_enough = max(n_first, n_second) >= 2
-    else:
-        n_supporting = n_first if len(first) <= len(second) else n_second
-        is_enough = min(n_first, n_second) >= 2 and n_supporting * 2 >= smaller
-    if not is_enough:
-        return None
-    similarity = float(np.mean([s for _, _, s in found]))
-    low, high = sorted((int(first[0]), int(second[0])))
-    return Merge(low, high, (len(first), len(second)), similarity, "views", len(found))
+class _ApartLabels:
+    """Which clusters may not be joined, or are one."""
+
+    def __init__(self, labels: NDArray[np.int64], conflicts: Conflicts) -> None:
+        self._n_labels = int(labels.max()) + 1
+        self._codes = np.unique(self._code(*labels[conflicts.pairs].T))
+        self._people = np.full(self._n_labels, -1)
+        np.maximum.at(self._people, labels, conflicts.people_of(len(labels)))
+
+    def _code(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.minimum(first, second) * self._n_labels + np.maximum(first, second)
+
+    def are(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """For pairs of labels."""
+        in_conflict = np.isin(self._code(first, second), self._codes)
+        return in_conflict | (first == second) | are_apart(self._people[first], self._people[second])
+
+
+def _find_supported(support: _Support, labels: NDArray[np.int64]) -> list[_Supported]:
+    """Pairs of clusters with enough support, the most similar first."""
+    own, n_labels = labels[support.track], int(labels.max()) + 1
+    is_other = own != support.cluster
+    own, other = own[is_other], support.cluster[is_other]
+    is_first = own < other
+    codes, inverse = np.unique(np.minimum(own, other) * n_labels + np.maximum(own, other), return_inverse=True)
+    i, j = np.divmod(codes, n_labels)
+    n_first = np.bincount(inverse[is_first], minlength=len(codes))
+    n_second = np.bincount(inverse[~is_first], minlength=len(codes))
+    total, n_pairs = (
+        np.bincount(inverse[is_first], weights=values[is_other][is_first], minlength=len(codes))
+        for values in (support.total, support.n_pairs)
+    )
+    sizes = np.bincount(labels)
+    smaller, n_smaller = np.minimum(sizes[i], sizes[j]), np.where(sizes[i] <= sizes[j], n_first, n_second)
+    is_enough = (np.minimum(n_first, n_second) >= 2) & (n_smaller * 2 >= smaller)
+    is_enough = np.where(smaller == 1, np.maximum(n_first, n_second) >= 2, is_enough)
+    similarity = (total / n_pairs).round(9)
+    chosen = np.flatnonzero(is_enough)
+    return [
+        _Supported((int(i[k]), int(j[k])), (int(sizes[i[k]]), int(sizes[j[k]])), float(similarity[k]), int(n_pairs[k]))
+        for k in chosen[np.lexsort((codes[chosen], -similarity[chosen]))]
+    ]
 
 
 def _labels_conflict(labels: NDArray[np.int64], conflicts: Conflicts, i: int, j: int) -> bool:

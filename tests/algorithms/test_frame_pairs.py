@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from cleanup.algorithms import frame_pairs
+from cleanup.algorithms import frame_pairs, pair_sums
 from cleanup.algorithms.box_association import compute_iou_matrix
 from cleanup.algorithms.frame_pairs import SAME_FACE_IOU, find_frame_pairs, places_of_pairs
 from tests.builders import make_people
@@ -28,7 +28,7 @@ def walk(
 @pytest.mark.parametrize(("block", "pending"), [(512, 1 << 16), (3, 5)])
 def test_every_pair_is_found_once_with_its_mean(monkeypatch: pytest.MonkeyPatch, block: int, pending: int) -> None:
     monkeypatch.setattr(frame_pairs, "_BLOCK", block)
-    monkeypatch.setattr(frame_pairs, "_MIN_PENDING", pending)
+    monkeypatch.setattr(pair_sums, "_MIN_PENDING", pending)
     rng = np.random.default_rng(0)
     frames, tracks = rng.integers(0, 12, 150), rng.integers(0, 20, 150) * 7
     corners = rng.integers(0, 4, (150, 2)) * 10.0
