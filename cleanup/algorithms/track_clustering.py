@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,24 +178,21 @@ def _collect_support(
 ) -> _Support:
     """All pairs of tracks of two clusters that may be joined whose nearest views reach the similarity, summed up."""
     rows = np.asarray(views, np.float32)
-    starts = np.flatnonzero(np.diff(track_of_view, prepend=-1))
-    sums = PairSums(max(len(labels), int(labels.max()) + 1))
-    blocks = [(a, min(a + _BLOCK_TRACKS, len(starts))) for a in range(0, len(starts), _BLOCK_TRACKS)]
-    ends = np.append(starts, len(rows))
-    apart = _ApartLabels(labels, conflicts)
-    for n, (a, a_end) in enumerate(blocks):
-        for b, b_end in blocks[n:]:
-            block = rows[ends[a] : ends[a_end]] @ rows[ends[b] : ends[b_end]].T
-            best = np.maximum.reduceat(block, ends[a:a_end] - ends[a], axis=0)
-            best = np.maximum.reduceat(best, ends[b:b_end] - ends[b], axis=1)
-            is_near = best >= min_similarity - 10.0**-_DECIMALS
-            i, j = np.nonzero(np.triu(is_near, k=1) if a == b else is_near)
-            similarity = best[i, j].astype(np.float64).round(_DECIMALS)
-            i, j = track_of_view[starts[i + a]], track_of_view[starts[j + b]]
-            is_kept = (similarity >= min_similarity) & ~apart.are(labels[i], labels[j])
-            i, j, similarity = i[is_kept], j[is_kept], similarity[is_kept]
-            sums.add(i, labels[j], similarity)
-            sums.add(j, labels[i], similarity)
+    starts = np.append(np.flatnonzero(np.diff(track_of_view, prepend=-1))[::_BLOCK_TRACKS], len(rows)).tolist()
+    n_tracks = max(len(labels), int(labels.max()) + 1)
+    apart, sums = _ApartLabels(labels, conflicts), PairSums(n_tracks)
+    for n, (a, a_end) in enumerate(pairwise(starts)):
+        for b, b_end in pairwise(starts[n:]):
+            block = rows[a:a_end] @ rows[b:b_end].T
+            i, j = np.nonzero(block >= min_similarity - 10.0**-_DECIMALS)
+            first, second = track_of_view[i + a], track_of_view[j + b]
+            is_kept = (first < second) & ~apart.are(labels[first], labels[second])
+            codes, inverse = np.unique(first[is_kept] * n_tracks + second[is_kept], return_inverse=True)
+            best = np.full(len(codes), -1.0)
+            np.maximum.at(best, inverse, block[i[is_kept], j[is_kept]].astype(np.float64).round(_DECIMALS))
+            first, second = np.divmod(codes[best >= min_similarity], n_tracks)
+            sums.add(first, labels[second], best[best >= min_similarity])
+            sums.add(second, labels[first], best[best >= min_similarity])
     return _Support(*sums.finish())
 
 
@@ -212,8 +210,10 @@ class _ApartLabels:
 
     def are(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
         """For pairs of labels."""
-        in_conflict = np.isin(self._code(first, second), self._codes)
-        return in_conflict | (first == second) | are_apart(self._people[first], self._people[second])
+        result = (first == second) | are_apart(self._people[first], self._people[second])
+        if len(self._codes):
+            result |= np.isin(self._code(first, second), self._codes)
+        return result
 
 
 def _find_supported(support: _Support, labels: NDArray[np.int64]) -> list[_Supported]:
