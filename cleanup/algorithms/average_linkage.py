@@ -257,7 +257,7 @@ class _Clusters:
         """
         near = self._find_nearest()
         places = np.arange(len(self.sums))
-        is_clear = near.best - near.second > _ROUND_MARGIN
+        is_clear = near.second < near.best - _ROUND_MARGIN
         mutual = np.flatnonzero(is_clear & (near.place[near.place] == places) & is_clear[near.place])
         first = mutual[mutual < near.place[mutual]]
         second = near.place[first]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -258,7 +259,19 @@ def _print_files(screen: Screen, report: Mapping[str, Any]) -> None:
 
 def describe_way_back(ep_id: str, run_id: str, root: str) -> str:
     """The command that takes an episode back to before a run, to be copied from a terminal."""
-    return f"cleanup backups restore {ep_id} {run_id} --out-root {shlex.quote(root)}"
+    return f"cleanup backups restore {ep_id} {run_id} --out-root {_quote(root)}"
+
+
+def _quote(text: str) -> str:
+    """A text for a shell; what cannot be printed as it is stands there in the way that shells read."""
+    if text.isprintable():
+        return shlex.quote(text)
+    plain = (c if c.isprintable() and c not in "'\\" else _spell(c) for c in text)
+    return f"$'{''.join(plain)}'"
+
+
+def _spell(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
 
 
 def describe_changes(changes: Mapping[str, Any]) -> Iterator[str]:

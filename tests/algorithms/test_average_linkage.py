@@ -10,7 +10,7 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
 
 from cleanup.algorithms import average_linkage
-from cleanup.algorithms.average_linkage import Conflicts, cluster_tracks, find_components
+from cleanup.algorithms.average_linkage import Conflicts, are_apart, cluster_tracks, find_components
 from cleanup.edges.local_workers import LocalEngine
 from cleanup.edges.observation_worker import WorkerSpec
 from cleanup.edges.onnx_models import ModelSpec
@@ -135,6 +135,23 @@ def test_the_partition_is_that_of_joining_step_by_step(seed: int, n_conflicts: i
     labels = cluster_tracks(vectors, 0.25, conflicts).labels
 
     assert adjusted_rand_score(join_step_by_step(vectors, 0.25, conflicts), labels) == 1.0
+
+
+@pytest.mark.parametrize("max_dense", [8192, 4])
+def test_people_who_are_named_keep_apart_as_all_pairs_of_their_tracks_do(
+    monkeypatch: pytest.MonkeyPatch, max_dense: int
+) -> None:
+    monkeypatch.setattr(average_linkage, "_MAX_DENSE", max_dense)  # all ways of finding the nearest
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        vectors, people = make_tracks(3, 8, 1.1, seed), rng.integers(-1, 3, 24)
+        named = [(i, j) for i in range(24) for j in range(i) if are_apart(people[i], people[j])]
+        shared = list(map(tuple, rng.integers(0, 24, (6, 2)).tolist()))
+        pairs = Conflicts.of([*named, *shared])
+        mixed = Conflicts(Conflicts.of(shared).pairs, people)
+
+        assert np.array_equal(cluster_tracks(vectors, 0.25, mixed).labels, cluster_tracks(vectors, 0.25, pairs).labels)
+        assert mixed.count() == len(pairs.pairs)
 
 
 @pytest.mark.parametrize("cut", [0.3, 0.5])
