@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import threading
@@ -47,24 +46,13 @@ def write_pieces(path: RootPath, pieces: Iterable[bytes | memoryview]) -> FileVe
     """Writes and fsyncs a file, not atomically; gives what it holds then."""
     path.parent.mkdir()
     digest = hashlib.sha256()
-    with _named(path), path.open("wb", buffering=_BUFFER_BYTES) as stream:
+    with path.naming(), path.open("wb", buffering=_BUFFER_BYTES) as stream:
         for piece in pieces:
             digest.update(piece)
             stream.write(piece)
         stream.flush()
         os.fsync(stream.fileno())
         return FileVersion(digest.hexdigest(), stream.tell())
-
-
-@contextlib.contextmanager
-def _named(path: RootPath) -> Iterator[None]:
-    """Says which file could not be written: of a full disk the system does not."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        raise
 
 
 def write_synced(path: RootPath, content: bytes) -> None:
@@ -83,8 +71,7 @@ def replace_file(path: RootPath, content: bytes) -> None:
     """Replaces a file that only has to be whole, not to outlast a power cut."""
     draft = _draft_of(path)
     try:
-        with _named(path):
-            draft.write_bytes(content)
+        draft.write_bytes(content)
         draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)

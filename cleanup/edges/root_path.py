@@ -127,7 +127,7 @@ class RootPath:
             FileNotFoundError: There is none.
             UnsafePathError: It is a link or a special file, or lies behind one.
         """
-        with self._named():
+        with self.naming():
             if not self.parts:
                 return self.root.stat()
             with self._parent_handle() as handle:
@@ -146,7 +146,7 @@ class RootPath:
     def is_taken(self) -> bool:
         """Whether anything has the name, of whatever kind."""
         try:
-            with self._named(), self._parent_handle() as folder:
+            with self.naming(), self._parent_handle() as folder:
                 os.stat(self.name, dir_fd=folder, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             return False
@@ -237,7 +237,7 @@ class RootPath:
                 return self.open("xb", buffering)
             self.unlink()
             return self.open("xb", buffering)
-        with self._named(), self._parent_handle() as folder:
+        with self.naming(), self._parent_handle() as folder:
             handle = self._open_in(folder, _FLAGS[mode])
             try:
                 status = os.fstat(handle)
@@ -253,7 +253,7 @@ class RootPath:
 
     def open_lock(self) -> io.BufferedReader:
         """Opens a file to be locked, and makes it if need be; what it holds is never touched."""
-        with self._named(), self._parent_handle() as folder:
+        with self.naming(), self._parent_handle() as folder:
             handle = self._open_in(folder, os.O_RDWR | os.O_CREAT)
             try:
                 status = os.fstat(handle)
@@ -296,7 +296,7 @@ class RootPath:
 
     def write_bytes(self, content: bytes) -> None:
         """Writes a new file in place of what has the name, not atomically."""
-        with self.open("wb") as stream:
+        with self.naming(), self.open("wb") as stream:
             stream.write(content)
 
     def touch(self) -> None:
@@ -327,7 +327,7 @@ class RootPath:
             is_peer = like is not None and len(like.parts) == len(self.parts)
             self.parent.mkdir(like.parent if is_peer and like is not None else like)
             model = like if is_peer and like is not None and like.is_dir() else self.parent
-            with self._named(), self._parent_handle() as folder:
+            with self.naming(), self._parent_handle() as folder:
                 try:
                     os.mkdir(self.name, dir_fd=folder)
                 except FileExistsError:
@@ -345,7 +345,7 @@ class RootPath:
     def unlink(self, missing_ok: bool = False) -> None:
         """Removes a file, or a link itself."""
         try:
-            with self._named(), self._parent_handle() as folder:
+            with self.naming(), self._parent_handle() as folder:
                 os.unlink(self.name, dir_fd=folder)
         except FileNotFoundError:
             if not missing_ok:
@@ -353,18 +353,18 @@ class RootPath:
 
     def rmdir(self) -> None:
         """Removes an empty folder."""
-        with self._named(), self._parent_handle() as folder:
+        with self.naming(), self._parent_handle() as folder:
             os.rmdir(self.name, dir_fd=folder)
 
     def rmtree(self) -> None:
         """Removes a folder with all that lies in it; links in it are removed and not followed."""
         if self.is_dir():
-            with self._named(), self._parent_handle() as folder:
+            with self.naming(), self._parent_handle() as folder:
                 shutil.rmtree(self.name, dir_fd=folder)
 
     def replace(self, target: RootPath) -> None:
         """Renames a file or folder to a name below the same root, in place of a file that has it."""
-        with target._named(), self._parent_handle() as source, target._parent_handle() as folder:
+        with target.naming(), self._parent_handle() as source, target._parent_handle() as folder:
             os.replace(self.name, target.name, src_dir_fd=source, dst_dir_fd=folder)
 
     def rename_new(self, target: RootPath) -> None:
@@ -379,7 +379,7 @@ class RootPath:
             if error.errno not in (errno.EINVAL, errno.ENOSYS):
                 raise
             # File systems of the network that cannot do it in one step can link.
-            with target._named(), self._parent_handle() as source, target._parent_handle() as folder:
+            with target.naming(), self._parent_handle() as source, target._parent_handle() as folder:
                 os.link(self.name, target.name, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
                 os.unlink(self.name, dir_fd=source)
 
@@ -404,7 +404,7 @@ class RootPath:
         Raises:
             OSError: It may not: the file is immutable, a mount, or another user's in a sticky folder.
         """
-        with self._named(), self._parent_handle() as folder:
+        with self.naming(), self._parent_handle() as folder:
             with _opened(self.name, os.O_RDONLY | _FILE, folder) as handle:
                 if _mount_of(handle) != _mount_of(folder):
                     raise OSError(errno.EBUSY, "is a mount of its own and cannot be replaced", str(self))
@@ -420,7 +420,7 @@ class RootPath:
     def _rename(self, target: RootPath, flag: int) -> None:
         if not sys.platform.startswith("linux"):
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(target))
-        with target._named(), self._parent_handle() as source, target._parent_handle() as folder:
+        with target.naming(), self._parent_handle() as source, target._parent_handle() as folder:
             names = (os.fsencode(self.name), os.fsencode(target.name))
             if _C.renameat2(source, names[0], folder, names[1], flag) != 0:
                 code = ctypes.get_errno()
@@ -432,7 +432,7 @@ class RootPath:
     def handle(self) -> Iterator[int]:
         """A handle of the folder, for what acts relative to one."""
         with (
-            self._named(),
+            self.naming(),
             self._handle_of(self.parts) as walked,
             _opened(".", os.O_RDONLY | os.O_DIRECTORY, walked) as handle,
         ):
@@ -463,12 +463,13 @@ class RootPath:
             os.close(handle)
 
     @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        """Lets errors of the system name the whole place, not the last component."""
+    def naming(self) -> Iterator[None]:
+        """Lets errors of the system name the whole place, not the last component, or of a full disk nothing."""
         try:
             yield
         except OSError as error:
-            error.filename, error.filename2 = str(self), None
+            if not str(error.filename or "").startswith("/"):  # else another place has named itself
+                error.filename, error.filename2 = str(self), None
             raise
 
     def _check_is_file(self, status: os.stat_result) -> None:
