@@ -26,6 +26,7 @@ from cleanup.algorithms.facebank_matching import (
 from cleanup.algorithms.person_linking import Link
 from cleanup.episode import Episode
 from cleanup.interfaces import Facebank, PersonMatch
+from cleanup.names import normalise_name
 from cleanup.people import ShowState, find_rejected
 from cleanup.phases.identity_rows import (
     FACEBANK_SOURCE,
@@ -414,6 +415,6 @@ def _why_apart(a: Row, b: Row, shared: set[tuple[int, int]], by_hand: frozenset[
         return "assigned by hand"
     if a["is_locked"] or b["is_locked"]:
         return "locked"
-    if is_human_named(a) and is_human_named(b) and a["name"] != b["name"]:
+    if is_human_named(a) and is_human_named(b) and normalise_name(a["name"] or "") != normalise_name(b["name"] or ""):
         return "named differently"
     return "share a frame" if _share_a_frame(a, b, shared) else None

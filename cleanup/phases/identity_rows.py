@@ -15,6 +15,7 @@ from cleanup import schemas
 from cleanup.algorithms.box_association import compute_iou_matrix
 from cleanup.algorithms.embedding_pooling import Centroid, PooledTrack, compute_centroid
 from cleanup.episode import Episode, format_identity_id
+from cleanup.names import normalise_name
 from cleanup.phases.track_samples import pool_tracks
 from cleanup.settings import PoolingSettings, ReclusterSettings
 
@@ -115,7 +116,7 @@ def find_named_apart(episode: Episode) -> set[tuple[int, int]]:
     by_name: dict[str, list[int]] = defaultdict(list)
     for row in episode.identities.to_pylist():
         if is_human_named(row):
-            by_name[row["person_id"] or row["name"]].extend(row["track_ids"])
+            by_name[row["person_id"] or normalise_name(row["name"])].extend(row["track_ids"])
     names = sorted(by_name)
     return {
         (min(a, b), max(a, b))

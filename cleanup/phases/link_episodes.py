@@ -14,6 +14,8 @@ import numpy as np
 from cleanup.algorithms.embedding_pooling import Centroid, PooledTrack, find_views
 from cleanup.algorithms.facebank_matching import UNKNOWN, MatchDecision
 from cleanup.algorithms.person_linking import Link, link_people
+from cleanup.errors import FacebankError
+from cleanup.names import check_person_name, fold_name
 from cleanup.people import (
     HUMAN,
     NONE,
@@ -110,7 +112,7 @@ class EpisodeLinker:
             person_id = self._given_person(row) or row["person_id"]
             is_new = person_id is not None and person_id not in self.state.names
             if is_new and not _UNKNOWN_ID.fullmatch(person_id):
-                new_people[person_id] = row["name"] or person_id
+                new_people[person_id] = _name_of(row, person_id)
             records.append(
                 ClusterRecord(
                     identity_id=row["identity_id"],
@@ -161,8 +163,8 @@ class EpisodeLinker:
         for reference in (row["person_id"], row["name"]):
             if reference in self.state.names:
                 return str(reference)
-            if reference is not None and reference.casefold() in self.state.aliases:
-                return self.state.aliases[reference.casefold()]
+            if reference is not None and fold_name(reference) in self.state.aliases:
+                return self.state.aliases[fold_name(reference)]
         return row["person_id"] or make_person_id(row["name"])
 
     def _find_companions(self, rows: Sequence[Row]) -> dict[str, set[str]]:
@@ -199,3 +201,11 @@ class EpisodeLinker:
             source=source,
             shares_frames_with=frozenset(companions.get(row["identity_id"], ())),
         )
+
+
+def _name_of(row: Row, person_id: str) -> str:
+    """The name that a human wrote into the file, unless nobody could have given it to the Facebank."""
+    try:
+        return check_person_name(row["name"] or person_id)
+    except FacebankError:
+        return person_id
