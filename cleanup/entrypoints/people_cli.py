@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cleanup.entrypoints.options import CONFIG_DIR, JSON_OUTPUT, OUT_ROOT, with_setting_options
-from cleanup.entrypoints.shell import one_line_errors, open_root, resolve
+from cleanup.entrypoints.shell import acting_user, one_line_errors, open_root, resolve
 from cleanup.entrypoints.terminal import print_json, say, say_fields
 from cleanup.errors import FacebankError, SettingsError
 
@@ -54,12 +53,12 @@ class Bank:
         """Changes people with the show held, and writes the new labels into the episodes' files."""
         from cleanup.entrypoints.people_labels import relabel_episodes
 
-        with self.facebank.hold_show(show):
+        with self.facebank.hold_show(show) as hold:
             before = self.people.list_visible(show)
             touched = decide()
             # Beside those touched: an unknown person may be seen in one episode now, or in a second one.
             affected = {ep_id for ep_id, *_ in before ^ self.people.list_visible(show)} | {ep for ep, _ in touched}
-            failures = relabel_episodes(self.root, self.facebank, show, affected, self.n_backups, touched)
+            failures = relabel_episodes(self.root, self.facebank, hold, affected, self.n_backups, touched)
         report_failures(failures)
 
 
@@ -69,10 +68,6 @@ def report_failures(failures: Sequence[str]) -> None:
         say(f"cleanup: {failure}", is_error=True)
     if failures:
         raise typer.Exit(1)
-
-
-def _actor() -> str:
-    return getpass.getuser()
 
 
 @people_app.command("list")
@@ -142,20 +137,19 @@ def name_command(
     cleanup people name unknown-0001 "Lisa" --show rhobh --person-id lisa
     """
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
-        from cleanup.names import check_person_id
+        from cleanup.names import check_person_id, check_person_name
 
-        if not name.strip():
-            raise SettingsError("NAME is empty")
+        name = check_person_name(name)
         if person_id is not None:
             check_person_id(person_id)
         touched: list[Key] = []
 
         def decide() -> list[Key]:
-            touched[:] = bank.people.name(show, person, name.strip(), person_id, _actor())
+            touched[:] = bank.people.name(show, person, name, person_id, acting_user())
             return touched
 
         bank.change(show, decide)
-        say(f"{show}: {person} is {name.strip()}, in {_count(touched)}")
+        say(f"{show}: {person} is {name}, in {_count(touched)}")
 
 
 def _count(touched: Sequence[Key]) -> str:
@@ -177,7 +171,7 @@ def merge_command(
 ) -> None:
     """Makes two people one: PERSON becomes INTO in every episode. Can be undone."""
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
-        bank.change(show, lambda: bank.people.merge(show, person, into, _actor()))
+        bank.change(show, lambda: bank.people.merge(show, person, into, acting_user()))
         say(f"{show}: {person} is {into} now; cleanup people log --show {show} has the number to undo it by")
 
 
@@ -197,7 +191,7 @@ def split_command(
         new_ids: list[str] = []
 
         def decide() -> list[Key]:
-            new_id, touched = bank.people.split(show, person, keys, _actor())
+            new_id, touched = bank.people.split(show, person, keys, acting_user())
             new_ids.append(new_id)
             return touched
 
@@ -224,7 +218,9 @@ def alias_command(
 ) -> None:
     """Gives a person another name to be found by."""
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
-        bank.people.add_alias(show, person, alias, _actor())
+        from cleanup.names import check_person_name
+
+        bank.people.add_alias(show, person, check_person_name(alias), acting_user())
         say(f"{show}: {person} is also {alias}")
 
 
@@ -244,7 +240,7 @@ def reject_command(
         from cleanup.names import check_ep_id
 
         show_id = _show_of(check_ep_id(ep_id), show, settings, config_dir)
-        bank.change(show_id, lambda: bank.people.reject(show_id, (ep_id, identity), person, _actor()))
+        bank.change(show_id, lambda: bank.people.reject(show_id, (ep_id, identity), person, acting_user()))
         say(f"{ep_id}: {identity} is not {person}")
 
 
@@ -276,7 +272,7 @@ def _set_lock(
         if is_changed and (resolved.settings.group_clusters.facebank_dsn or root.has_facebank()):
             show = _show_of(checked, None, settings, config_dir)
             with facebank_of(resolved, root) as facebank:
-                facebank.people.log_lock(show, (ep_id, identity), _actor(), is_locked=is_locked)
+                facebank.people.log_lock(show, (ep_id, identity), acting_user(), is_locked=is_locked)
         say(f"{ep_id}: {identity} is {word}{'' if is_changed else ' already'}")
 
 
@@ -334,7 +330,7 @@ def undo_command(
 ) -> None:
     """Takes back a name, merge, split, alias or rejection, in every episode."""
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
-        bank.change(show, lambda: bank.people.undo(show, event, _actor()))
+        bank.change(show, lambda: bank.people.undo(show, event, acting_user()))
         say(f"{show}: event {event} is undone")
 
 
@@ -345,8 +341,8 @@ def sync_command(show: SHOW, out_root: OUT_ROOT = None, config_dir: CONFIG_DIR =
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
         from cleanup.entrypoints.people_labels import relabel_episodes
 
-        with bank.facebank.hold_show(show):
+        with bank.facebank.hold_show(show) as hold:
             episodes = bank.people.list_episodes(show)
             confirmed = bank.people.list_confirmed(show)
-            report_failures(relabel_episodes(bank.root, bank.facebank, show, episodes, bank.n_backups, confirmed))
+            report_failures(relabel_episodes(bank.root, bank.facebank, hold, episodes, bank.n_backups, confirmed))
         say(f"{show}: the labels of {len(episodes)} episodes are up to date")

@@ -13,7 +13,7 @@ from cleanup.edges.artifact_writing import render_episode
 from cleanup.edges.data_root import DataRoot
 from cleanup.edges.episode_lock import make_run_id
 from cleanup.entrypoints.stop_signals import stop_held
-from cleanup.errors import ArtifactError, CleanupError, InvariantError
+from cleanup.errors import ArtifactError, CleanupError, FacebankError, InvariantError
 from cleanup.names import EpId
 from cleanup.people import HUMAN, SEED, Key
 from cleanup.phases.identity_rows import FACEBANK_SOURCE, PERSON_SOURCE, is_human_named
@@ -21,6 +21,7 @@ from cleanup.phases.identity_rows import FACEBANK_SOURCE, PERSON_SOURCE, is_huma
 if TYPE_CHECKING:
     from cleanup.edges.postgres_facebank import PostgresFacebank
     from cleanup.edges.postgres_people import Label
+    from cleanup.edges.postgres_server import ShowHold
 
 Row = dict[str, Any]
 _MADE_BY = "people"
@@ -65,7 +66,7 @@ def change_identities(root: DataRoot, ep_id: EpId, change: Callable[[list[Row]],
 def relabel_episodes(
     root: DataRoot,
     facebank: PostgresFacebank,
-    show: str,
+    hold: ShowHold,
     episodes: Iterable[str],
     n_backups: int,
     touched: Collection[Key] = (),
@@ -77,7 +78,7 @@ def relabel_episodes(
     Args:
         root: Data root; episodes that it does not have are left out.
         facebank: Who is who.
-        show: The show.
+        hold: The show, held.
         episodes: The episodes.
         n_backups: Backups to keep of each beside the first.
         touched: (episode, identity) pairs that a human decided about.
@@ -85,16 +86,24 @@ def relabel_episodes(
     Returns:
         What could not be relabelled, and why; the Facebank keeps it, and another call makes up for it.
     """
-    failures = []
+    failures: dict[str, Exception] = {}
     wanted = set(episodes)
-    for ep_id in [known for known in root.list_episodes() if known in wanted]:
-        decided = {identity_id for episode, identity_id in touched if episode == ep_id}
+    left = [known for known in root.list_episodes() if known in wanted]
+    while left:
+        decided = {identity_id for episode, identity_id in touched if episode == left[0]}
         try:
-            labels = facebank.people.read_labels(show, ep_id)
+            hold.check()
+            labels = facebank.people.read_labels(hold.show, left[0])
+        except FacebankError as error:  # a server that is gone is not waited for once per episode
+            failures.update(dict.fromkeys(left, error))
+            break
+        ep_id = left.pop(0)
+        try:
             change_identities(root, ep_id, partial(_relabel_rows, labels=labels, decided=decided), n_backups)
         except (CleanupError, OSError) as error:
-            failures.append(f"{ep_id} keeps its old labels ({error}); cleanup people sync --show {show} writes them")
-    return failures
+            failures[ep_id] = error
+    todo = f"cleanup people sync --show {hold.show} writes them"
+    return [f"{ep_id} keeps its old labels ({error}); {todo}" for ep_id, error in failures.items()]
 
 
 def _relabel_rows(rows: list[Row], *, labels: Mapping[str, Label], decided: Collection[str]) -> list[Row]:

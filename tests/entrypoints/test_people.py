@@ -206,6 +206,27 @@ def test_a_name_that_a_human_wrote_into_a_file_spreads(root: Path) -> None:
     assert labels(root, FIRST)["id_0003"] == (None, "Zoë Müller"), "what a human wrote stays as it is"
 
 
+def test_a_name_is_the_same_in_whatever_form_of_unicode_it_is_written(root: Path) -> None:
+    composed, decomposed = "Jos\u00e9", "Jose\u0301"
+    for part in ("manifests", "embeds"):
+        shutil.rmtree(root / part / FIRST)
+    write_episode(root, "emitted", (("a",), ("a",), ("b",)))
+    path = root / "manifests" / FIRST / "identities.json"
+    document = json.loads(path.read_text())
+    document["identities"][0]["name"], document["identities"][1]["name"] = composed, decomposed
+    path.write_text(json.dumps(document))
+
+    cleanup("run", "--ep-id", FIRST, "--out-root", root, "--actions", "recluster", "--write-back", "-q")
+    assert list(labels(root, FIRST).values()) == [(None, composed), NOBODY], "two identities of one name became one"
+
+    people(root, "name", "anna", decomposed, "--show", "show")
+    assert json.loads(people(root, "list", "--json").stdout)[0]["name"] == composed
+    people(root, "alias", "anna", f"{decomposed} Ferrer", "--show", "show")
+    people(root, "show", f"{composed} FERRER", "--show", "show")
+    for command in ("name", "alias"):
+        assert "U+202E" in people(root, command, "anna", "An\u202ena", "--show", "show", code=2).stderr
+
+
 def test_the_order_of_episodes_does_not_matter(root: Path, tmp_path: Path) -> None:
     group(root, SECOND), group(root, FIRST), group(root, FIRST), group(root, SECOND)
     assert labels(root, FIRST) == labels(root, SECOND)
