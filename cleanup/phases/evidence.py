@@ -1,8 +1,8 @@
-"""What an episode shows for free: pairs of faces that are one person, and pairs that are two."""
+"""What an episode shows for free: pairs of faces that are one person, and pairs in one frame, which mostly are two."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pyarrow.compute as pc
@@ -25,7 +25,7 @@ _MIN_RELATIVE_NORM = 0.6
 
 
 def gather_gate_evidence(episode: Episode) -> Evidence:
-    """Sample by sample: neighbours in a track against different faces of one frame.
+    """Sample by sample: neighbours in a track against faces in two places of one frame.
 
     Tracks are taken together with the pieces split from them, so that a second run gathers the same.
     """
@@ -47,7 +47,7 @@ def gather_gate_evidence(episode: Episode) -> Evidence:
         rows = rows[np.argsort(frames[rows], kind="stable")]
         same.append((embeddings[rows[1:]] * embeddings[rows[:-1]]).sum(axis=1).astype(np.float64))
     keys: list[tuple[int, int]] = []
-    different: list[float] = []
+    together: list[float] = []
     for _, rows in group_rows(frames):
         if len(rows) < 2:
             continue
@@ -56,13 +56,13 @@ def gather_gate_evidence(episode: Episode) -> Evidence:
         similarity = embeddings[rows] @ embeddings[rows].T
         for i, j in np.argwhere(apart & (lineage[rows][:, None] != lineage[rows])):
             keys.append((int(lineage[rows[i]]), int(lineage[rows[j]])))
-            different.append(float(similarity[i, j]))
+            together.append(float(similarity[i, j]))
     joined = np.concatenate(same) if same else np.zeros(0)
-    return Evidence(joined, collect_pair_means(keys, np.array(different)))
+    return Evidence(joined, collect_pair_means(keys, np.array(together)))
 
 
 def gather_cluster_evidence(
-    episode: Episode, pooled: Mapping[int, PooledTrack], shared_frames: set[tuple[int, int]]
+    episode: Episode, pooled: Mapping[int, PooledTrack], shared_frames: Iterable[tuple[int, int]]
 ) -> Evidence:
     """Track by track: kept faces of one track far apart in time against the vectors of tracks that share a frame."""
     faces = episode.embedded_faces
@@ -80,9 +80,9 @@ def gather_cluster_evidence(
         partner = np.searchsorted(times[rows], times[rows] + _APART_S)
         first = np.flatnonzero(partner < len(rows))[:_MAX_PAIRS_PER_TRACK]
         same.append((embeddings[rows[first]] * embeddings[rows[partner[first]]]).sum(axis=1).astype(np.float64))
-    different = [
+    together = [
         float(pooled[a].vector @ pooled[b].vector)
         for a, b in sorted(shared_frames)
         if a in pooled and b in pooled and not {a, b} & doubtful
     ]
-    return Evidence(np.concatenate(same) if same else np.zeros(0), np.array(different))
+    return Evidence(np.concatenate(same) if same else np.zeros(0), np.array(together))

@@ -42,7 +42,8 @@ def is_human_named(row: Mapping[str, Any]) -> bool:
 def read_manual_assignments(episode: Episode) -> tuple[dict[int, str], list[str]]:
     """Tracks that a human put into an identity, from ``manual_assignments`` of identities.json.
 
-    It maps a track, as the dialect writes it, to an identity id or to an object with ``identity_id``.
+    It maps a track, as the dialect writes it, to an identity id or to an object with ``identity_id``. What was split
+    off a track later goes where the track goes, unless it is assigned itself.
 
     Returns:
         Track -> identity id, and a sentence for everything that is not of this form or names what is not there.
@@ -55,12 +56,58 @@ def read_manual_assignments(episode: Episode) -> tuple[dict[int, str], list[str]
     assigned, odd = {}, []
     for key, value in entries.items():
         identity_id = value.get("identity_id") if isinstance(value, dict) else value
-        match = re.fullmatch(r"(?:track-)?(\d+)", key)
-        if match is None or int(match[1]) not in tracks or identity_id not in identities:
+        track_id = _read_track(key)
+        if track_id not in tracks or identity_id not in identities:
             odd.append(f"manual_assignments: {key!r} to {identity_id!r} names what is not there; kept, but not obeyed")
         else:
-            assigned[int(match[1])] = str(identity_id)
-    return assigned, odd
+            assigned[track_id] = str(identity_id)
+    lines = _read_lines(episode)
+    nearest = {t: next((assigned[a] for a in line if a in assigned), None) for t, line in lines.items()}
+    return {t: identity_id for t, identity_id in nearest.items() if identity_id is not None}, odd
+
+
+def read_two_people(episode: Episode) -> tuple[set[tuple[int, int]], list[str]]:
+    """Pairs of tracks (lower id first) that a human said are two people, from ``two_people`` of identities.json.
+
+    It lists pairs of tracks as the dialect writes them; what was split off either track later is part of the pair.
+
+    Returns:
+        The pairs, and a sentence for everything that is not of this form or names what is not there.
+    """
+    entries = orjson.loads(episode.identity_document).get("two_people") or []
+    if not isinstance(entries, list):
+        return set(), [f"two_people is a {type(entries).__name__} and not a list; it is kept, but not obeyed"]
+    pieces: dict[int, list[int]] = defaultdict(list)
+    for track_id, line in _read_lines(episode).items():
+        for ancestor in line:
+            pieces[ancestor].append(track_id)
+    pairs, odd = set(), []
+    for entry in entries:
+        sides = [t for key in entry if (t := _read_track(key)) in pieces] if isinstance(entry, list) else []
+        if len(sides) != 2 or len(entry) != 2 or sides[0] == sides[1]:
+            odd.append(f"two_people: {entry!r} is no pair of tracks that are there; kept, but not obeyed")
+        else:
+            pairs |= {(min(a, b), max(a, b)) for a in pieces[sides[0]] for b in pieces[sides[1]] if a != b}
+    return pairs, odd
+
+
+def _read_track(key: Any) -> int | None:
+    match = re.fullmatch(r"(?:track-)?(\d{1,18})", str(key))
+    return int(match[1]) if match else None
+
+
+def _read_lines(episode: Episode) -> dict[int, list[int]]:
+    """Each track -> itself and the tracks that it was split off, nearest first."""
+    columns = (episode.tracks[name].to_pylist() for name in ("track_id", "parent_track_id"))
+    parents = dict(zip(*columns, strict=True))
+    lines = {}
+    for track_id, parent in parents.items():
+        line = [track_id]
+        while parent in parents and parent not in line:
+            line.append(parent)
+            parent = parents[parent]
+        lines[track_id] = line
+    return lines
 
 
 def apply_manual_assignments(
@@ -93,22 +140,27 @@ def apply_manual_assignments(
     return [row for row in result if row["track_ids"]]
 
 
-def find_shared_frames(episode: Episode) -> set[tuple[int, int]]:
-    """Pairs of tracks (lower id first) that have two different faces in some frame."""
+def find_shared_frames(episode: Episode) -> dict[tuple[int, int], int]:
+    """Pairs of tracks (lower id first) that are seen in two places of one frame -> in how many frames.
+
+    Boxes on one another are one face found twice. Tracks that lie on one another as often as apart are such a face, and
+    no pair of two.
+    """
     table = episode.boxes
     frames, tracks = schemas.ints_of(table, "frame_idx"), schemas.ints_of(table, "track_id")
     boxes = schemas.matrix_of(table["bbox"], 4)
     order = np.argsort(frames, kind="stable")
-    pairs: set[tuple[int, int]] = set()
+    n_apart: Counter[tuple[int, int]] = Counter()
+    n_overlapping: Counter[tuple[int, int]] = Counter()
     for rows in np.split(order, np.flatnonzero(np.diff(frames[order])) + 1):
         if len(rows) < 2:
             continue
-        apart = np.triu(compute_iou_matrix(boxes[rows], boxes[rows]) < SAME_FACE_IOU, k=1)
-        for i, j in np.argwhere(apart):
+        overlap = compute_iou_matrix(boxes[rows], boxes[rows])
+        for i, j in np.argwhere(np.triu(np.ones(overlap.shape, bool), k=1)):
             a, b = int(tracks[rows[i]]), int(tracks[rows[j]])
-            if a != b:
-                pairs.add((min(a, b), max(a, b)))
-    return pairs
+            counts = n_overlapping if overlap[i, j] >= SAME_FACE_IOU else n_apart
+            counts[min(a, b), max(a, b)] += 1
+    return {pair: n for pair, n in sorted(n_apart.items()) if n > n_overlapping[pair]}
 
 
 def find_named_apart(episode: Episode) -> set[tuple[int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -51,7 +51,8 @@ class EpisodeLinker:
         n_faces: Faces with an embedding by track.
         n_seen: Faces by track, with an embedding or without.
         shared: Pairs of tracks that share a frame.
-        doubtful: Identities that come near a known person without being named; they found no unknown person.
+        doubtful: Identities that come near a known person without being named, or may be another identity seen a second
+            time; they found no unknown person.
     """
 
     show: str
@@ -62,7 +63,7 @@ class EpisodeLinker:
     pooled: Mapping[int, PooledTrack]
     n_faces: Mapping[int, int]
     n_seen: Mapping[int, int]
-    shared: set[tuple[int, int]]
+    shared: Collection[tuple[int, int]]
     doubtful: frozenset[str] = frozenset()
 
     def link(self, rows: Sequence[Row], centroids: Mapping[str, Centroid]) -> dict[tuple[str, str], Link]:
