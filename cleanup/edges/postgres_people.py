@@ -330,7 +330,9 @@ class PostgresPeople(PostgresServer):
             if together is not None:
                 raise FacebankError(
                     f"{old_id} and {new_id} cannot be one person: in {together[0]} their identities {together[1]} and "
-                    f"{together[2]} are seen in one frame; reject the wrong one first (cleanup people reject)"
+                    f"{together[2]} are seen in one frame; reject the wrong one first (cleanup people reject), or, of "
+                    f"one person seen twice, merge the two identities: cleanup people merge {together[0]}:"
+                    f"{together[1]} {together[0]}:{together[2]} --show {show}"
                 )
             moved = connection.execute(
                 "SELECT ep_id, identity_id, source FROM episode_clusters WHERE show = %s AND person_id = %s "
@@ -434,6 +436,27 @@ class PostgresPeople(PostgresServer):
                     (show, *key),
                 )
             log_event(connection, show, "lock" if is_locked else "unlock", actor, "", key=key)
+
+    def log_apart(self, show: str, key: Key, other: str, actor: str) -> None:
+        """Notes that a human said that two identities of an episode are two people."""
+        with self.transaction() as connection:
+            log_event(connection, show, "apart", actor, f"not {other}", key=key)
+
+    def join(self, show: str, key: Key, into: str, actor: str) -> None:
+        """Notes that a human put an identity's tracks into another one of the episode, which is there no more."""
+        with self.transaction() as connection:
+            connection.execute(
+                "UPDATE episode_clusters c SET track_ids = c.track_ids || o.track_ids, "
+                "n_faces = c.n_faces + o.n_faces, updated_at = now() FROM episode_clusters o "
+                "WHERE (c.show, c.ep_id, c.identity_id) = (%s, %s, %s) "
+                "AND (o.show, o.ep_id, o.identity_id) = (%s, %s, %s)",
+                (show, key[0], into, show, *key),
+            )
+            connection.execute(
+                "DELETE FROM episode_clusters WHERE show = %s AND ep_id = %s AND identity_id = %s", (show, *key)
+            )
+            _remove_unseen(connection, show)
+            log_event(connection, show, "join", actor, f"is {into}", key=key)
 
     def undo(self, show: str, event_id: int, actor: str) -> list[Key]:
         """Takes back a name, merge, split, alias or rejection.

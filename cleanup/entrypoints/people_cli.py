@@ -11,13 +11,16 @@ import typer
 from cleanup.entrypoints.options import CONFIG_DIR, JSON_OUTPUT, OUT_ROOT, with_setting_options
 from cleanup.entrypoints.shell import acting_user, one_line_errors, open_root, resolve
 from cleanup.entrypoints.terminal import print_json, say, say_fields
-from cleanup.errors import FacebankError, SettingsError
+from cleanup.errors import CleanupError, FacebankError, SettingsError
 
 if TYPE_CHECKING:
     from cleanup.edges.data_root import DataRoot
     from cleanup.edges.postgres_facebank import PostgresFacebank
+    from cleanup.edges.postgres_people import PostgresPeople
     from cleanup.names import EpId
     from cleanup.people import Key
+    from cleanup.phases.seen_together import Question
+    from cleanup.resolve_settings import ResolvedSettings
 
 people_app = typer.Typer(help="Who is who in a show, across its episodes.", no_args_is_help=True)
 
@@ -169,10 +172,129 @@ def merge_command(
     config_dir: CONFIG_DIR = None,
     **settings: Any,
 ) -> None:
-    """Makes two people one: PERSON becomes INTO in every episode. Can be undone."""
+    """Makes two people one: PERSON becomes INTO in every episode. Can be undone.
+
+    Both may also be identities of one episode, as EP_ID:IDENTITY: the answer to a question of cleanup people questions.
+    """
+    if _is_key(person) and _is_key(into):
+        _join(person, into, show, out_root, config_dir, settings)
+        return
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
         bank.change(show, lambda: bank.people.merge(show, person, into, acting_user()))
         say(f"{show}: {person} is {into} now; cleanup people log --show {show} has the number to undo it by")
+
+
+def _is_key(text: str) -> bool:
+    from cleanup.names import is_ep_id
+
+    return is_ep_id(text.partition(":")[0]) and ":" in text
+
+
+def _join(
+    person: str, into: str, show: str, out_root: str | None, config_dir: str | None, settings: dict[str, Any]
+) -> None:
+    with one_line_errors():
+        from cleanup.entrypoints.people_questions import join
+        from cleanup.names import check_ep_id
+
+        key, into_key = _parse_key(person), _parse_key(into)
+        if key[0] != into_key[0]:
+            raise SettingsError(f"{person} and {into} are of two episodes; give both the name of the person")
+        resolved = resolve(settings, None, config_dir)
+        root, ep_id = open_root(out_root, resolved), check_ep_id(key[0])
+        join(root, ep_id, key[1], into_key[1], resolved.settings.pooling, resolved.settings.output.keep_backups)
+        with _open_log(resolved, root) as people:
+            if people is not None:
+                people.join(show, key, into_key[1], acting_user())
+        say(f"{ep_id}: {key[1]} is {into_key[1]} now; cleanup backups restore takes it back")
+
+
+@contextlib.contextmanager
+def _open_log(resolved: ResolvedSettings, root: DataRoot) -> Iterator[PostgresPeople | None]:
+    """The Facebank's people, where there is a Facebank."""
+    from cleanup.entrypoints.run_tools import facebank_of
+
+    if not resolved.settings.group_clusters.facebank_dsn and not root.has_facebank():
+        yield None
+        return
+    with facebank_of(resolved, root) as facebank:
+        yield facebank.people
+
+
+@people_app.command("questions")
+def questions_command(
+    episodes: Annotated[
+        list[str] | None, typer.Argument(metavar="EP_ID...", help="Episode ids. [all that have artifacts]")
+    ] = None,
+    show: Annotated[str | None, typer.Option("--show", help="Only this show.")] = None,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    json_output: JSON_OUTPUT = False,
+) -> None:
+    """Lists identities that share frames and look like one person: seen twice (a mirror, a screen, a poster), or twins.
+
+    They are kept apart until somebody says what they are: cleanup people merge, or cleanup people apart.
+    """
+    with one_line_errors():
+        from cleanup.entrypoints.people_questions import list_questions
+        from cleanup.names import check_ep_id, show_of
+
+        resolved = resolve({}, None, config_dir)
+        root = open_root(out_root, resolved)
+        wanted = [check_ep_id(ep_id) for ep_id in episodes] if episodes else root.list_episodes()
+        found, failures = [], []
+        for ep_id in [e for e in wanted if show in (None, show_of(e))]:
+            try:
+                found += [(ep_id, question) for question in list_questions(root, ep_id, resolved.settings.pooling)]
+            except (CleanupError, OSError) as error:
+                failures.append(str(error))
+        if json_output:
+            print_json([{"ep_id": ep_id, **question.describe()} for ep_id, question in found])
+        else:
+            _print_questions(found)
+        report_failures(failures)
+
+
+def _print_questions(found: Sequence[tuple[EpId, Question]]) -> None:
+    for ep_id, question in found:
+        first, second = question.identity_ids
+        tracks = ", ".join(f"{a} with {b}" for a, b in question.track_ids)
+        figures = f"{question.n_frames} frames", f"similarity {question.similarity:.2f}", f"tracks {tracks}"
+        say_fields(ep_id, first, second, *figures)
+    if found:
+        say(
+            "one person: cleanup people merge EP_ID:SECOND EP_ID:FIRST --show SHOW; two: cleanup people apart EP_ID "
+            "FIRST SECOND",
+            is_error=True,
+        )
+    else:
+        say("nobody is seen twice in a frame, as far as is known", is_error=True)
+
+
+@people_app.command("apart")
+@with_setting_options(["facebank_dsn"])
+def apart_command(
+    ep_id: EPISODE,
+    identity: IDENTITY,
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="The identity that is somebody else.")],
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    **settings: Any,
+) -> None:
+    """Says that two identities that share frames are two people, twins for example, however alike they look."""
+    with one_line_errors():
+        from cleanup.entrypoints.people_questions import set_apart
+        from cleanup.names import check_ep_id
+
+        resolved = resolve(settings, None, config_dir)
+        root, checked = open_root(out_root, resolved), check_ep_id(ep_id)
+        is_new = set_apart(root, checked, identity, other, resolved.settings.output.keep_backups)
+        if is_new:
+            with _open_log(resolved, root) as people:
+                if people is not None:
+                    show = _show_of(checked, None, settings, config_dir)
+                    people.log_apart(show, (ep_id, identity), other, acting_user())
+        say(f"{ep_id}: {identity} and {other} are two people{'' if is_new else ' already'}")
 
 
 @people_app.command("split")
@@ -261,7 +383,6 @@ def _set_lock(
 ) -> None:
     with one_line_errors():
         from cleanup.entrypoints.people_labels import set_lock
-        from cleanup.entrypoints.run_tools import facebank_of
         from cleanup.names import check_ep_id
 
         resolved = resolve(settings, None, config_dir)
@@ -269,10 +390,11 @@ def _set_lock(
         n_backups = resolved.settings.output.keep_backups
         is_changed = set_lock(root, checked, identity, n_backups, is_locked=is_locked)
         word = "locked" if is_locked else "unlocked"
-        if is_changed and (resolved.settings.group_clusters.facebank_dsn or root.has_facebank()):
-            show = _show_of(checked, None, settings, config_dir)
-            with facebank_of(resolved, root) as facebank:
-                facebank.people.log_lock(show, (ep_id, identity), acting_user(), is_locked=is_locked)
+        if is_changed:
+            with _open_log(resolved, root) as people:
+                if people is not None:
+                    show = _show_of(checked, None, settings, config_dir)
+                    people.log_lock(show, (ep_id, identity), acting_user(), is_locked=is_locked)
         say(f"{ep_id}: {identity} is {word}{'' if is_changed else ' already'}")
 
 

@@ -13,6 +13,7 @@ from cleanup.edges.artifact_writing import render_episode
 from cleanup.edges.data_root import DataRoot
 from cleanup.edges.episode_lock import make_run_id
 from cleanup.entrypoints.stop_signals import stop_held
+from cleanup.episode import Episode
 from cleanup.errors import ArtifactError, CleanupError, FacebankError, InvariantError
 from cleanup.names import EpId
 from cleanup.people import HUMAN, SEED, Key
@@ -29,12 +30,40 @@ _PATIENCE_S = 10.0
 
 
 def change_identities(root: DataRoot, ep_id: EpId, change: Callable[[list[Row]], list[Row]], n_backups: int) -> bool:
-    """Changes labels and locks of an episode's identities and writes them back as a run would: alone, with a backup.
+    """Changes labels and locks of an episode's identities; their tracks stay where they are.
 
     Args:
         root: Data root.
         ep_id: The episode.
-        change: Gets the rows and returns them as they shall be; tracks stay where they are.
+        change: Gets the rows and returns them as they shall be.
+        n_backups: Backups to keep beside the first.
+
+    Returns:
+        Whether anything changed.
+
+    Raises:
+        CleanupError: The files are as they were.
+    """
+
+    def change_rows(episode: Episode) -> Episode:
+        before = episode.identities.to_pylist()
+        after = change([dict(row) for row in before])
+        if after == before:
+            return episode
+        if [(r["identity_id"], r["track_ids"]) for r in after] != [(r["identity_id"], r["track_ids"]) for r in before]:
+            raise InvariantError(f"{ep_id}: internal error, nothing was written: a relabelling moved tracks")
+        return episode.replace(identities=schemas.build_table(after, schemas.IDENTITY_SCHEMA))
+
+    return change_episode(root, ep_id, change_rows, n_backups)
+
+
+def change_episode(root: DataRoot, ep_id: EpId, change: Callable[[Episode], Episode], n_backups: int) -> bool:
+    """Changes identities.json of an episode and writes it back as a run would: alone, with a backup.
+
+    Args:
+        root: Data root.
+        ep_id: The episode.
+        change: Gets the episode, and returns the very same one or one with other identities or another document.
         n_backups: Backups to keep beside the first.
 
     Returns:
@@ -48,15 +77,14 @@ def change_identities(root: DataRoot, ep_id: EpId, change: Callable[[list[Row]],
     with root.hold(ep_id, _PATIENCE_S) as held:
         paths, expected = held.paths, held.paths.stamp()
         episode = read_episode(paths)
-        before = episode.identities.to_pylist()
-        after = change([dict(row) for row in before])
-        if after == before:
+        changed = change(episode)
+        if changed is episode:
             return False
-        if [(r["identity_id"], r["track_ids"]) for r in after] != [(r["identity_id"], r["track_ids"]) for r in before]:
-            raise InvariantError(f"{ep_id}: internal error, nothing was written: a relabelling moved tracks")
-        identities = schemas.build_table(after, schemas.IDENTITY_SCHEMA)
+        owned = [sorted(t for row in e.identities["track_ids"].to_pylist() for t in row) for e in (episode, changed)]
+        if owned[0] != owned[1]:
+            raise InvariantError(f"{ep_id}: internal error, nothing was written: a change of identities lost tracks")
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        rendered = render_episode(episode.replace(identities=identities), now)
+        rendered = render_episode(changed, now)
         with held.write_back(make_run_id(), _MADE_BY, expected) as write_back, stop_held():
             write_back.stage({paths.identities: rendered[paths.identities.name]})
             held.commit(write_back, n_backups)

@@ -28,12 +28,12 @@ from cleanup.episode import Episode
 from cleanup.interfaces import Facebank, PersonMatch
 from cleanup.names import normalise_name
 from cleanup.people import ShowState, find_rejected
+from cleanup.phases.human_verdicts import read_manual_assignments
 from cleanup.phases.identity_rows import (
     FACEBANK_SOURCE,
     PERSON_SOURCE,
     compute_centroids,
     is_human_named,
-    read_manual_assignments,
 )
 from cleanup.phases.link_episodes import EpisodeLinker
 from cleanup.phases.seen_together import find_questions, judge_shared_frames

@@ -39,107 +39,6 @@ def is_human_named(row: Mapping[str, Any]) -> bool:
     return is_named and row["person_source"] not in (FACEBANK_SOURCE, PERSON_SOURCE)
 
 
-def read_manual_assignments(episode: Episode) -> tuple[dict[int, str], list[str]]:
-    """Tracks that a human put into an identity, from ``manual_assignments`` of identities.json.
-
-    It maps a track, as the dialect writes it, to an identity id or to an object with ``identity_id``. What was split
-    off a track later goes where the track goes, unless it is assigned itself.
-
-    Returns:
-        Track -> identity id, and a sentence for everything that is not of this form or names what is not there.
-    """
-    entries = orjson.loads(episode.identity_document).get("manual_assignments") or {}
-    if not isinstance(entries, dict):
-        return {}, [f"manual_assignments is a {type(entries).__name__} and not an object; it is kept, but not obeyed"]
-    tracks = set(episode.tracks["track_id"].to_pylist())
-    identities = set(episode.identities["identity_id"].to_pylist())
-    assigned, odd = {}, []
-    for key, value in entries.items():
-        identity_id = value.get("identity_id") if isinstance(value, dict) else value
-        track_id = _read_track(key)
-        if track_id not in tracks or identity_id not in identities:
-            odd.append(f"manual_assignments: {key!r} to {identity_id!r} names what is not there; kept, but not obeyed")
-        else:
-            assigned[track_id] = str(identity_id)
-    lines = _read_lines(episode)
-    nearest = {t: next((assigned[a] for a in line if a in assigned), None) for t, line in lines.items()}
-    return {t: identity_id for t, identity_id in nearest.items() if identity_id is not None}, odd
-
-
-def read_two_people(episode: Episode) -> tuple[set[tuple[int, int]], list[str]]:
-    """Pairs of tracks (lower id first) that a human said are two people, from ``two_people`` of identities.json.
-
-    It lists pairs of tracks as the dialect writes them; what was split off either track later is part of the pair.
-
-    Returns:
-        The pairs, and a sentence for everything that is not of this form or names what is not there.
-    """
-    entries = orjson.loads(episode.identity_document).get("two_people") or []
-    if not isinstance(entries, list):
-        return set(), [f"two_people is a {type(entries).__name__} and not a list; it is kept, but not obeyed"]
-    pieces: dict[int, list[int]] = defaultdict(list)
-    for track_id, line in _read_lines(episode).items():
-        for ancestor in line:
-            pieces[ancestor].append(track_id)
-    pairs, odd = set(), []
-    for entry in entries:
-        sides = [t for key in entry if (t := _read_track(key)) in pieces] if isinstance(entry, list) else []
-        if len(sides) != 2 or len(entry) != 2 or sides[0] == sides[1]:
-            odd.append(f"two_people: {entry!r} is no pair of tracks that are there; kept, but not obeyed")
-        else:
-            pairs |= {(min(a, b), max(a, b)) for a in pieces[sides[0]] for b in pieces[sides[1]] if a != b}
-    return pairs, odd
-
-
-def _read_track(key: Any) -> int | None:
-    match = re.fullmatch(r"(?:track-)?(\d{1,18})", str(key))
-    return int(match[1]) if match else None
-
-
-def _read_lines(episode: Episode) -> dict[int, list[int]]:
-    """Each track -> itself and the tracks that it was split off, nearest first."""
-    columns = (episode.tracks[name].to_pylist() for name in ("track_id", "parent_track_id"))
-    parents = dict(zip(*columns, strict=True))
-    lines = {}
-    for track_id, parent in parents.items():
-        line = [track_id]
-        while parent in parents and parent not in line:
-            line.append(parent)
-            parent = parents[parent]
-        lines[track_id] = line
-    return lines
-
-
-def apply_manual_assignments(
-    rows: list[dict[str, Any]], earlier: Sequence[Mapping[str, Any]], assigned: Mapping[int, str]
-) -> list[dict[str, Any]]:
-    """Rows in which every track that a human assigned is in its identity; locked identities stay as they are.
-
-    Args:
-        rows: The identities as clustering left them.
-        earlier: The identities before; one that clustering dissolved comes back for its tracks.
-        assigned: Track -> identity id.
-    """
-    locked = {t for row in rows if row["is_locked"] for t in row["track_ids"]}
-    locked_ids = {row["identity_id"] for row in rows if row["is_locked"]}
-    wanted = {t: i for t, i in assigned.items() if t not in locked and i not in locked_ids}
-    before = {row["identity_id"]: row for row in earlier}
-    result = [
-        row if row["is_locked"] else {**row, "track_ids": [t for t in row["track_ids"] if t not in wanted]}
-        for row in rows
-    ]
-    place = {row["identity_id"]: row for row in result}
-    for track_id, identity_id in sorted(wanted.items()):
-        if identity_id not in place:
-            place[identity_id] = {**before[identity_id], "track_ids": [], "outlier_reason": None}
-            result.append(place[identity_id])
-        row = place[identity_id]
-        row["track_ids"] = sorted([*row["track_ids"], track_id])
-        if len(row["track_ids"]) > 1:
-            row["outlier_reason"] = None
-    return [row for row in result if row["track_ids"]]
-
-
 def find_shared_frames(episode: Episode) -> dict[tuple[int, int], int]:
     """Pairs of tracks (lower id first) that are seen in two places of one frame -> in how many frames.
 
@@ -240,8 +139,13 @@ def compute_centroids(episode: Episode, pooled: Mapping[int, PooledTrack]) -> di
     return centroids
 
 
-def refresh_identity_figures(episode: Episode, pooling: PoolingSettings, recluster: ReclusterSettings) -> Episode:
-    """Brings the figures kept with the identities up to date: sizes, cohesion, and the document's summary."""
+def refresh_identity_figures(
+    episode: Episode, pooling: PoolingSettings, recluster: ReclusterSettings | None
+) -> Episode:
+    """Brings the figures kept with the identities up to date: sizes, cohesion, and the document's summary.
+
+    Without settings, because nothing was clustered, what the summary says about clustering stays.
+    """
     centroids = compute_centroids(episode, pool_tracks(episode, pooling))
     n_faces = Counter(episode.embedded_faces["track_id"].to_pylist())
     rows = episode.identities.to_pylist()
@@ -256,7 +160,7 @@ def refresh_identity_figures(episode: Episode, pooling: PoolingSettings, reclust
     )
 
 
-def _summarise(episode: Episode, rows: list[dict[str, Any]], settings: ReclusterSettings) -> bytes:
+def _summarise(episode: Episode, rows: list[dict[str, Any]], settings: ReclusterSettings | None) -> bytes:
     document = orjson.loads(episode.identity_document)
     sizes = [len(row["track_ids"]) for row in rows]
     n_tracks, n_singletons = len(episode.tracks), sum(s == 1 for s in sizes)
@@ -270,18 +174,22 @@ def _summarise(episode: Episode, rows: list[dict[str, Any]], settings: Recluster
             singleton_fraction=round(n_singletons / len(rows), 4) if rows else 0.0,
             largest_cluster_size=max(sizes, default=0),
             largest_cluster_fraction=round(max(sizes, default=0) / n_tracks, 4),
-            cluster_thresh=settings.cluster_thresh.value,
-            min_cluster_size=settings.min_cluster_size,
-            algorithm="agglomerative",
-            linkage="average",
         )
+        if settings is not None:
+            metadata.update(
+                cluster_thresh=settings.cluster_thresh.value,
+                min_cluster_size=settings.min_cluster_size,
+                algorithm="agglomerative",
+                linkage="average",
+            )
     else:
         document.setdefault("ep_id", episode.ep_id)
-        document.setdefault("config", {}).update(
-            cluster_thresh=settings.cluster_thresh.value,
-            min_cluster_size=settings.min_cluster_size,
-            min_identity_sim=settings.min_identity_sim.value,
-        )
+        if settings is not None:
+            document.setdefault("config", {}).update(
+                cluster_thresh=settings.cluster_thresh.value,
+                min_cluster_size=settings.min_cluster_size,
+                min_identity_sim=settings.min_identity_sim.value,
+            )
         document.setdefault("stats", {}).update(
             faces=len(episode.embedded_faces),
             clusters=len(rows),

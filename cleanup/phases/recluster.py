@@ -17,11 +17,10 @@ from cleanup.algorithms.threshold_evidence import place_threshold
 from cleanup.algorithms.track_clustering import attach_singletons, eject_outliers, find_twins, find_view_merges
 from cleanup.episode import Episode
 from cleanup.interfaces import RunMany, run_in_turn
+from cleanup.phases.human_verdicts import apply_manual_assignments, read_manual_assignments
 from cleanup.phases.identity_rows import (
     Cluster,
-    apply_manual_assignments,
     carry_over,
-    read_manual_assignments,
 )
 from cleanup.phases.seen_together import SeenTogether, find_questions, judge_shared_frames
 from cleanup.phases.track_samples import group_rows, pool_tracks

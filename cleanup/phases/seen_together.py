@@ -20,12 +20,11 @@ from cleanup.algorithms.frame_sampling import find_roots
 from cleanup.algorithms.threshold_evidence import Evidence
 from cleanup.episode import Episode
 from cleanup.phases.evidence import gather_cluster_evidence
+from cleanup.phases.human_verdicts import read_manual_assignments, read_two_people
 from cleanup.phases.identity_rows import (
     find_named_apart,
     find_shared_frames,
     is_human_named,
-    read_manual_assignments,
-    read_two_people,
 )
 from cleanup.phases.track_samples import group_rows
 
