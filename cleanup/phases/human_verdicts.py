@@ -1,10 +1,15 @@
-"""What people said about tracks, as identities.json keeps it: who a track belongs to, and which are two people."""
+"""What people said about tracks, as identities.json keeps it: where a track belongs, and who is seen beside whom.
+
+``manual_assignments`` maps a track to an identity. ``seen_together`` lists pairs of tracks that share frames: under
+``one_person`` a person seen twice, under ``two_people`` those who only look alike. Tracks are written as the dialect
+writes them.
+"""
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -15,13 +20,14 @@ from cleanup.errors import ArtifactError
 from cleanup.phases.identity_rows import find_shared_frames, is_human_named
 
 Row = dict[str, Any]
+Pair = tuple[int, int]
+_KEY, _ONE, _TWO = "seen_together", "one_person", "two_people"
 
 
 def read_manual_assignments(episode: Episode) -> tuple[dict[int, str], list[str]]:
     """Tracks that a human put into an identity, from ``manual_assignments`` of identities.json.
 
-    It maps a track, as the dialect writes it, to an identity id or to an object with ``identity_id``. What was split
-    off a track later goes where the track goes, unless it is assigned itself.
+    It maps a track, as the dialect writes it, to an identity id or to an object with ``identity_id``.
 
     Returns:
         Track -> identity id, and a sentence for everything that is not of this form or names what is not there.
@@ -35,57 +41,95 @@ def read_manual_assignments(episode: Episode) -> tuple[dict[int, str], list[str]
     for key, value in entries.items():
         identity_id = value.get("identity_id") if isinstance(value, dict) else value
         track_id = _read_track(key)
-        if track_id not in tracks or identity_id not in identities:
+        if track_id is None or track_id not in tracks or identity_id not in identities:
             odd.append(f"manual_assignments: {key!r} to {identity_id!r} names what is not there; kept, but not obeyed")
         else:
             assigned[track_id] = str(identity_id)
-    lines = _read_lines(episode)
-    nearest = {t: next((assigned[a] for a in line if a in assigned), None) for t, line in lines.items()}
-    return {t: identity_id for t, identity_id in nearest.items() if identity_id is not None}, odd
+    return assigned, odd
 
 
-def read_two_people(episode: Episode) -> tuple[set[tuple[int, int]], list[str]]:
-    """Pairs of tracks (lower id first) that a human said are two people, from ``two_people`` of identities.json.
+@dataclass(frozen=True)
+class Verdicts:
+    """What people said about pairs of tracks (lower id first) that share frames.
 
-    It lists pairs of tracks as the dialect writes them; what was split off either track later is part of the pair.
-
-    Returns:
-        The pairs, and a sentence for everything that is not of this form or names what is not there.
+    Attributes:
+        one_person: A person seen twice.
+        two_people: Two people, however alike.
+        odd: A sentence for everything that cannot be obeyed.
     """
-    entries = orjson.loads(episode.identity_document).get("two_people") or []
-    if not isinstance(entries, list):
-        return set(), [f"two_people is a {type(entries).__name__} and not a list; it is kept, but not obeyed"]
-    pieces: dict[int, list[int]] = defaultdict(list)
-    for track_id, line in _read_lines(episode).items():
-        for ancestor in line:
-            pieces[ancestor].append(track_id)
-    pairs, odd = set(), []
-    for entry in entries:
-        sides = [t for key in entry if (t := _read_track(key)) in pieces] if isinstance(entry, list) else []
-        if len(sides) != 2 or len(entry) != 2 or sides[0] == sides[1]:
-            odd.append(f"two_people: {entry!r} is no pair of tracks that are there; kept, but not obeyed")
-        else:
-            pairs |= {(min(a, b), max(a, b)) for a in pieces[sides[0]] for b in pieces[sides[1]] if a != b}
-    return pairs, odd
+
+    one_person: frozenset[Pair]
+    two_people: frozenset[Pair]
+    odd: list[str]
+
+
+def read_verdicts(episode: Episode) -> Verdicts:
+    """The verdicts in ``seen_together`` of identities.json."""
+    entries = orjson.loads(episode.identity_document).get(_KEY) or {}
+    if not isinstance(entries, dict):
+        odd = f"{_KEY} is a {type(entries).__name__} and not an object; it is kept, but not obeyed"
+        return Verdicts(frozenset(), frozenset(), [odd])
+    tracks = set(episode.tracks["track_id"].to_pylist())
+    found: dict[str, frozenset[Pair]] = {}
+    warnings = []
+    for name in (_ONE, _TWO):
+        listed = entries.get(name) or []
+        pairs = [_read_pair(entry) for entry in listed] if isinstance(listed, list) else [None]
+        found[name] = frozenset(pair for pair in pairs if pair is not None and tracks.issuperset(pair))
+        if len(found[name]) < len(pairs):
+            warnings.append(f"{_KEY}: {name} holds what is no pair of tracks that are there; kept, but not obeyed")
+    return Verdicts(found[_ONE] - found[_TWO], found[_TWO], warnings)
+
+
+def _read_pair(entry: Any) -> Pair | None:
+    tracks = [_read_track(key) for key in entry] if isinstance(entry, list) else []
+    if len(tracks) != 2 or tracks[0] is None or tracks[1] is None or tracks[0] == tracks[1]:
+        return None
+    return min(tracks[0], tracks[1]), max(tracks[0], tracks[1])
+
+
+def inherit_verdicts(episode: Episode, pieces: Mapping[int, Sequence[int]]) -> Episode:
+    """The episode in which what was said about a track is said about its pieces, where they share a frame.
+
+    Args:
+        episode: In which tracks were split.
+        pieces: Track -> its pieces, itself among them.
+    """
+    verdicts = read_verdicts(episode)
+    if not verdicts.one_person and not verdicts.two_people:
+        return episode
+    shared = find_shared_frames(episode).keys()
+
+    def inherited(pairs: Iterable[Pair]) -> set[Pair]:
+        between = {(min(p, q), max(p, q)) for a, b in pairs for p in pieces.get(a, [a]) for q in pieces.get(b, [b])}
+        return between & shared
+
+    document = orjson.loads(episode.identity_document)
+    _say(episode, document, _ONE, inherited(verdicts.one_person) - verdicts.one_person)
+    _say(episode, document, _TWO, inherited(verdicts.two_people) - verdicts.two_people)
+    return episode.replace(identity_document=orjson.dumps(document))
+
+
+def _say(episode: Episode, document: Row, name: str, pairs: Iterable[Pair]) -> None:
+    """Adds pairs to what was said, and takes them out of what was said to the contrary."""
+    said = set(pairs)
+    if not said:
+        return
+    entries = _read_entry(episode, document, _KEY, dict)
+    other = _TWO if name == _ONE else _ONE
+    if other in entries:
+        entries[other] = [
+            entry for entry in _read_entry(episode, entries, other, list) if _read_pair(entry) not in said
+        ]
+    listed = _read_entry(episode, entries, name, list)
+    known = {_read_pair(entry) for entry in listed}
+    fresh = [[format_track_id(episode.dialect, t) for t in pair] for pair in sorted(said - known)]
+    document[_KEY] = {**entries, name: [*listed, *fresh]}
 
 
 def _read_track(key: Any) -> int | None:
     match = re.fullmatch(r"(?:track-)?(\d{1,18})", str(key))
     return int(match[1]) if match else None
-
-
-def _read_lines(episode: Episode) -> dict[int, list[int]]:
-    """Each track -> itself and the tracks that it was split off, nearest first."""
-    columns = (episode.tracks[name].to_pylist() for name in ("track_id", "parent_track_id"))
-    parents = dict(zip(*columns, strict=True))
-    lines = {}
-    for track_id, parent in parents.items():
-        line = [track_id]
-        while parent in parents and parent not in line:
-            line.append(parent)
-            parent = parents[parent]
-        lines[track_id] = line
-    return lines
 
 
 def apply_manual_assignments(
@@ -131,20 +175,17 @@ def say_two_people(episode: Episode, first: str, second: str) -> Episode:
             f"{episode.ep_id}: {first} and {second} share no frame, so they are no question; to keep them apart, give "
             "them different names"
         )
-    known, _ = read_two_people(episode)
-    document = orjson.loads(episode.identity_document)
-    entries = _read_entry(episode, document, "two_people", list)
-    keys = [[format_track_id(episode.dialect, t) for t in pair] for pair in pairs if pair not in known]
-    if not keys:
+    if read_verdicts(episode).two_people.issuperset(pairs):
         return episode
-    document["two_people"] = [*entries, *keys]
+    document = orjson.loads(episode.identity_document)
+    _say(episode, document, _TWO, pairs)
     return episode.replace(identity_document=orjson.dumps(document))
 
 
 def join_identities(episode: Episode, identity_id: str, into: str) -> Episode:
     """The episode in which an identity's tracks are another's, by hand: no later run takes them apart.
 
-    What was said before about tracks of the two being two people is taken back. The name that a person gave stays.
+    Where the two share frames, it is one person seen twice. The name that a person gave stays.
 
     Raises:
         ArtifactError: There is no such identity, one is locked, or people named the two differently.
@@ -165,10 +206,8 @@ def join_identities(episode: Episode, identity_id: str, into: str) -> Episode:
         )
     document = orjson.loads(episode.identity_document)
     sides = set(row["track_ids"]), set(target["track_ids"])
-    seen_with = {t for pair in _pairs_between(episode, *sides) for t in pair} & sides[1]
-    _assign_by_hand(episode, document, sorted(sides[0] | seen_with), row["identity_id"], into)
-    if "two_people" in document:
-        document["two_people"] = _without_pairs(episode, document, *sides)
+    _assign_by_hand(episode, document, row["track_ids"], identity_id, into)
+    _say(episode, document, _ONE, _pairs_between(episode, *sides))
     if is_human_named(row) or (target["person_id"] is None and target["name"] is None):
         target.update({key: row[key] for key in ("person_id", "name", "person_source")})
     target.update(track_ids=sorted(sides[0] | sides[1]), outlier_reason=None)
@@ -214,15 +253,3 @@ def _assign_by_hand(episode: Episode, document: Row, tracks: Sequence[int], iden
             known.add(track_id)
     fresh = {str(format_track_id(episode.dialect, t)): into for t in tracks if t not in known}
     document["manual_assignments"] = {**entries, **fresh}
-
-
-def _without_pairs(episode: Episode, document: Row, first: set[int], second: set[int]) -> list[Any]:
-    """What ``two_people`` says beside pairs of tracks, or of what they were split off, that are one person now."""
-    lines = _read_lines(episode)
-    sides = [{ancestor for t in side for ancestor in lines[t]} for side in (first, second)]
-
-    def is_between(entry: Any) -> bool:
-        a, b = [_read_track(key) for key in entry] if isinstance(entry, list) and len(entry) == 2 else (None, None)
-        return (a in sides[0] and b in sides[1]) or (a in sides[1] and b in sides[0])
-
-    return [entry for entry in _read_entry(episode, document, "two_people", list) if not is_between(entry)]

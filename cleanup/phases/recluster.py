@@ -126,9 +126,9 @@ class _Clustering:
             return Conflicts.of((place[a], place[b]) for a, b in pairs if a in place and b in place)
 
         self.conflicts = places(together.apart)
-        self._questions = [(place[a], place[b]) for a, b in together.questions if a in place and b in place]
+        self._alike = [(place[a], place[b]) for a, b in together.alike if a in place and b in place]
         # Where no more than one track looks for its cluster, those two are kept apart like any other.
-        self._all_apart = places([*together.apart, *together.questions])
+        self._all_apart = places([*together.apart, *together.alike])
         self.ejected: dict[int, float] = {}
         self.merges: list[Merge] = []
         self._fallback_only = _tracks_kept_despite(episode)
@@ -162,9 +162,9 @@ class _Clustering:
 
     def _part_twins(self, labels: NDArray[np.int64], run_many: RunMany) -> None:
         """Clusters those who are seen twice by themselves, and of them those who are seen a third time, and so on."""
-        pairs = np.array(self._questions, np.int64).reshape(-1, 2)
+        pairs = np.array(self._alike, np.int64).reshape(-1, 2)
         # What one person's faces differ by tells nobody apart.
-        min_lead = 1 - self._evidence.same_low if self._questions else 1.0
+        min_lead = 1 - self._evidence.same_low if self._alike else 1.0
         while len(leaving := find_twins(self._vectors, labels, pairs, min_lead)):
             place = np.full(len(labels), -1)
             place[leaving] = np.arange(len(leaving))

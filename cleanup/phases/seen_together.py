@@ -20,7 +20,7 @@ from cleanup.algorithms.frame_sampling import find_roots
 from cleanup.algorithms.threshold_evidence import Evidence
 from cleanup.episode import Episode
 from cleanup.phases.evidence import gather_cluster_evidence
-from cleanup.phases.human_verdicts import read_manual_assignments, read_two_people
+from cleanup.phases.human_verdicts import read_verdicts
 from cleanup.phases.identity_rows import (
     find_named_apart,
     find_shared_frames,
@@ -35,20 +35,22 @@ _CLEARLY_LARGER = 1.1
 
 @dataclass(frozen=True)
 class SeenTogether:
-    """The pairs of tracks that share frames, lower id first but for the questions.
+    """The pairs of tracks that share frames, lower id first but where they are alike.
 
     Attributes:
         n_frames: Pair -> frames they share.
-        apart: Pairs that are two people, by their looks or because a person said so; those need not share a frame.
-        questions: Pair -> cosine of their vectors, where they may be one person and nobody said what they are; here the
-            track is first that is the person rather than a picture of them.
+        apart: Pairs that are two people by their looks, or named differently; the latter need not share a frame.
+        alike: Pair -> cosine of their vectors, where they may be one person; here the track is first that is the person
+            rather than a picture of them. Nobody said that they are one.
+        told_apart: Those of them of which a person said that they are two people.
         evidence: Of the episode, and the limit that makes a question.
         warnings: A sentence for each verdict in the files that could not be obeyed.
     """
 
     n_frames: Mapping[Pair, int]
     apart: frozenset[Pair]
-    questions: Mapping[Pair, float]
+    alike: Mapping[Pair, float]
+    told_apart: frozenset[Pair]
     evidence: Evidence
     warnings: list[str]
 
@@ -81,23 +83,24 @@ class Question:
 
 def judge_shared_frames(episode: Episode, pooled: Mapping[int, PooledTrack]) -> SeenTogether:
     """Tells two people who are seen together from what only a person can tell."""
-    n_frames = find_shared_frames(episode)
-    assigned, _ = read_manual_assignments(episode)
-    verdicts, warnings = read_two_people(episode)
-    joined = {(a, b) for a, b in n_frames if a in assigned and assigned[a] == assigned.get(b)} - verdicts
-    open_pairs = sorted(n_frames.keys() - joined)
-    evidence = gather_cluster_evidence(episode, pooled, open_pairs)
-    told = verdicts | find_named_apart(episode)
-    alike: dict[Pair, float] = {}
-    for a, b in open_pairs:
-        if a in pooled and b in pooled and (a, b) not in told:
-            similarity = float(pooled[a].vector @ pooled[b].vector)
-            if similarity > evidence.seen_twice_limit:
-                alike[a, b] = similarity
-    apart = frozenset((set(open_pairs) - alike.keys()) | told)
+    n_frames, verdicts, named = find_shared_frames(episode), read_verdicts(episode), find_named_apart(episode)
+    pairs = sorted(n_frames.keys() - verdicts.one_person)
+    evidence = gather_cluster_evidence(episode, pooled, pairs)
+    similarity = {
+        (a, b): float(pooled[a].vector @ pooled[b].vector)
+        for a, b in pairs
+        if a in pooled and b in pooled and (a, b) not in named
+    }
+    alike = {pair for pair, value in similarity.items() if value > evidence.seen_twice_limit}
     ordered = _put_originals_first(episode, alike)
-    questions = {pair: alike[min(pair), max(pair)] for pair in ordered}
-    return SeenTogether(n_frames, apart, questions, evidence, warnings)
+    return SeenTogether(
+        n_frames=n_frames,
+        apart=frozenset((set(pairs) - alike) | named),
+        alike={pair: similarity[min(pair), max(pair)] for pair in ordered},
+        told_apart=frozenset(pair for pair in ordered if (min(pair), max(pair)) in verdicts.two_people),
+        evidence=evidence,
+        warnings=verdicts.odd,
+    )
 
 
 def _put_originals_first(episode: Episode, pairs: Iterable[Pair]) -> list[Pair]:
@@ -128,7 +131,7 @@ def find_questions(episode: Episode, together: SeenTogether) -> list[Question]:
     owner = {t: identity_id for identity_id, row in rows.items() for t in row["track_ids"]}
     n_faces = Counter(owner.get(t) for t in episode.embedded_faces["track_id"].to_pylist())
     pairs: dict[frozenset[str], list[Pair]] = defaultdict(list)
-    for a, b in sorted(together.questions):
+    for a, b in sorted(together.alike.keys() - together.told_apart):
         if a in owner and b in owner and owner[a] != owner[b] and not _is_named_alike(rows[owner[a]], rows[owner[b]]):
             pairs[frozenset((owner[a], owner[b]))].append((a, b))
     found = []
@@ -137,7 +140,7 @@ def find_questions(episode: Episode, together: SeenTogether) -> list[Question]:
         first, second = sorted(identity_ids, key=lambda i: (-n_first[i], -n_faces[i], i))
         ends = tuple((a, b) if owner[a] == first else (b, a) for a, b in tracks)
         n_frames = sum(together.n_frames[min(pair), max(pair)] for pair in tracks)
-        similarity = float(np.mean([together.questions[pair] for pair in tracks]))
+        similarity = float(np.mean([together.alike[pair] for pair in tracks]))
         found.append(Question((first, second), ends, n_frames, similarity))
     return sorted(found, key=lambda question: (-question.n_frames, question.identity_ids))
 
