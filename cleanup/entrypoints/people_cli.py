@@ -247,6 +247,8 @@ def questions_command(
             try:
                 found += [(ep_id, question) for question in list_questions(root, ep_id, resolved.settings.pooling)]
             except (CleanupError, OSError) as error:
+                if episodes:
+                    raise
                 failures.append(str(error))
         if json_output:
             print_json([{"ep_id": ep_id, **question.describe()} for ep_id, question in found])
