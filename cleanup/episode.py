@@ -19,6 +19,11 @@ def format_identity_id(dialect: str, number: int) -> str:
     return f"identity-{number:05d}" if dialect == DOCUMENTED else f"id_{number:04d}"
 
 
+def format_track_id(dialect: str, number: int) -> str | int:
+    """A track id as the dialect writes it."""
+    return f"track-{number:05d}" if dialect == DOCUMENTED else number
+
+
 def format_face_id(dialect: str, number: int, track_id: int, frame_idx: int) -> str:
     """A fresh face id: numbered in the documented dialect, by track and frame in the emitted one."""
     return f"face-{number:05d}" if dialect == DOCUMENTED else f"face_{track_id:04d}_{frame_idx:06d}"

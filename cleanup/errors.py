@@ -23,8 +23,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+
+# Who and with what, before the host of a URL (a password may hold slashes); and its query, where signed URLs carry what
+# lets in whoever has it. Bounded, because a text may be as long and as odd as somebody made it.
+_CREDENTIALS = re.compile(r"(?<=://)(?:[^\s/@:]{0,500}(?::\S{0,500})?)@")
+_QUERY = re.compile(r"(?<=://)(\S{0,1000}?)\?\S{0,2000}[^\s:;,.)'\"]")
 
 
 class CleanupError(Exception):
@@ -32,13 +38,13 @@ class CleanupError(Exception):
 
     Args:
         message: The one line; what a hostile input brings into it (line breaks, a terminal's control characters) is
-            written out.
+            written out, and URLs lose their credentials.
     """
 
     exit_code = 2
 
     def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+        super().__init__(one_line(hide_credentials(message)))
 
 
 class SettingsError(CleanupError):
@@ -116,6 +122,11 @@ class InvariantError(CleanupError):
 def one_line(text: str) -> str:
     """A text with everything that is not to be printed as it is written out: line breaks, escapes, lone surrogates."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def hide_credentials(text: str) -> str:
+    """A text whose URLs have lost user, password and query."""
+    return _QUERY.sub(r"\1?...", _CREDENTIALS.sub("", text))
 
 
 def first_line(error: BaseException) -> str:

@@ -9,14 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from cleanup.errors import SettingsError
+from cleanup.errors import SettingsError, hide_credentials
 from cleanup.input_limits import MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH
 from cleanup.settings import (
     DEFAULT_PROFILE,
@@ -24,6 +22,7 @@ from cleanup.settings import (
     PROFILES_FILE,
     SECTIONS,
     SPECS,
+    Secret,
     Settings,
     SettingSpec,
     Threshold,
@@ -59,31 +58,23 @@ class ResolvedSettings:
     def describe(self) -> dict[str, dict[str, Any]]:
         """``{name: {value, source}}`` as the report keeps it; ``auto`` where a threshold is placed from evidence.
 
-        Secrets in a DSN are left out.
+        Of a secret it holds only that it was given, of a URL no credentials.
         """
         described: dict[str, dict[str, Any]] = {}
         for name in SPECS:
             value, source = self.value(name), self.sources[name]
             if isinstance(value, Threshold):
                 described[name] = {"value": value.value, "source": source} | ({"auto": True} if value.is_auto else {})
+            elif isinstance(value, str | Secret):
+                described[name] = {"value": hide_credentials(str(value)), "source": source}
             else:
                 described[name] = {"value": value, "source": source}
-        if described["facebank_dsn"]["value"]:
-            described["facebank_dsn"]["value"] = hide_password(str(described["facebank_dsn"]["value"]))
         return described
 
-
-def hide_password(dsn: str) -> str:
-    """Host, port, database and user of a DSN in URL or keyword form: fit for logs, reports and messages."""
-    if "://" in dsn:
-        try:
-            parts = urlsplit(dsn)
-            where = f"{parts.hostname or ''}:{parts.port}" if parts.port else parts.hostname or ""
-        except ValueError:
-            return "(unreadable DSN)"
-        return f"{parts.scheme}://{parts.username + '@' if parts.username else ''}{where}{parts.path}"
-    shown = re.findall(r"\b(host|hostaddr|port|dbname|user)\s*=\s*('[^']*'|\S+)", dsn)
-    return " ".join(f"{key}={value}" for key, value in shown) or "(unreadable DSN)"
+    def source_of(self, name: str) -> str:
+        """Where a setting came from, as its user knows it: its option, its environment variable, a file."""
+        source = self.sources[name]
+        return f"--{name.replace('_', '-')}" if source == "explicit" else source.removeprefix("environment ")
 
 
 def find_config_dir(explicit: str | None, environment: Mapping[str, str]) -> Path:
@@ -200,7 +191,7 @@ def parse_value(spec: SettingSpec, value: Any, source: str) -> Any:
     Raises:
         SettingsError: Wrong type or out of range; the message names the source.
     """
-    if isinstance(value, Threshold):
+    if isinstance(value, Threshold | Secret):
         return value
     parsed = _convert(spec, value, source)
     meta = spec.metadata
@@ -216,6 +207,8 @@ def parse_value(spec: SettingSpec, value: Any, source: str) -> Any:
 def _convert(spec: SettingSpec, value: Any, source: str) -> Any:
     if spec.kind is Threshold and isinstance(value, str) and value.strip().lower() == AUTO:
         raise SettingsError(f"{source}: {spec.name} must be a number here; auto is for options and the environment")
+    if spec.kind is Secret:
+        return Secret(str(value))
     wrong = SettingsError(f"{source}: {spec.name} must be {_article(spec.kind)}, not {value!r}")
     if spec.kind is bool:
         words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}

@@ -31,6 +31,23 @@ class Threshold:
     is_auto: bool = True
 
 
+class Secret:
+    """A value that is not to be seen: whatever prints it, or writes it into a record, says only that it is there."""
+
+    def __init__(self, text: str = "") -> None:
+        self._text = text
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __repr__(self) -> str:
+        return "(given, not shown)" if self._text else ""
+
+    def reveal(self) -> str:
+        """The value itself, for whoever needs it to do something."""
+        return self._text
+
+
 def _setting(
     default: Any,
     meaning: str,
@@ -443,8 +460,8 @@ class ReclusterSettings:
 class GroupClustersSettings:
     """Matching of identities to the people of the Facebank."""
 
-    facebank_dsn: str = _setting(
-        "",
+    facebank_dsn: Secret = _setting(
+        Secret(),
         "PostgreSQL of the Facebank; empty starts the embedded one under the data root",
         env="FACEBANK_DSN",
         option=True,

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from cleanup.entrypoints.serve import build_app
-from cleanup.entrypoints.serve_options import TOKEN_VARIABLE, ServeOptions
+from cleanup.entrypoints.serve_options import TOKEN_VARIABLE, ServeOptions, check_token
 from cleanup.errors import SettingsError
 
 DASHBOARD_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -24,7 +24,7 @@ def build_deployed_app() -> FastAPI:
     if not token:
         raise SettingsError(f"{TOKEN_VARIABLE}: set it; whoever reaches Ray Serve could start and stop jobs")
     options = ServeOptions(ray_address=os.environ.get(DASHBOARD_VARIABLE, "http://127.0.0.1:8265"))
-    return build_app(options, token=token, hosts=None)
+    return build_app(options, token=check_token(token), hosts=None)
 
 
 # One replica: it is the one that starts waiting jobs in their turn.

@@ -32,20 +32,30 @@ def make_faces(person: NDArray[np.float64], n_faces: int, noise: float = 0.3, se
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+def push_up(rows: NDArray[np.float64], length: float) -> NDArray[np.float64]:
+    """Unit rows to which a constant vector was added: all cosines are higher, and their order is about the same."""
+    constant = np.random.default_rng(7).normal(size=rows.shape[1])
+    moved = rows + length * constant / np.linalg.norm(constant)
+    return np.asarray(moved / np.linalg.norm(moved, axis=1, keepdims=True))
+
+
 def write_episode(
     root: Path,
     dialect: str,
     people: Sequence[Sequence[str]] = (("a",), ("b",), ("a",)),
     *,
     together: Collection[int] = (),
+    doubled: Collection[int] = (),
     locked: Collection[int] = (),
     order_seed: int | None = None,
+    push: float = 0.0,
 ) -> str:
     """Writes a small episode: one track per entry, in which the people named follow each other, 12 faces each.
 
     Tracks lie one after the other in time, so none share a frame, except those whose place is in ``together``: they
-    start with the track before them, beside it in the picture. Tracks whose place is in ``locked`` are locked
-    identities. With ``order_seed`` lines and identities are written in another order.
+    start with the track before them, beside it in the picture; those in ``doubled`` do so in the same place. Tracks whose
+    place is in ``locked`` are locked identities. With ``order_seed`` lines and identities are written in another order.
+    ``push`` adds a constant vector of this length to all embeddings: a model for which strangers look more alike.
     """
     ep_id = DOCUMENTED_EP if dialect == "documented" else EMITTED_EP
     names = sorted({p for track in people for p in track})
@@ -54,10 +64,10 @@ def write_episode(
     last_first = end = 0
     for number, track in enumerate(people, start=1):
         is_beside = number - 1 in together and number > 1
-        first = frame = last_first if is_beside else frame
+        first = frame = last_first if is_beside or number - 1 in doubled else frame
         last_first = first
         for place, person in enumerate(track):
-            for vector in make_faces(vectors[person], 12, seed=100 * number + place):
+            for vector in push_up(make_faces(vectors[person], 12, seed=100 * number + place), push):
                 faces.append(_face(dialect, ep_id, number, frame, vector, len(faces) + 1, is_beside=is_beside))
                 rows.append(vector.round(6))
                 frame += 4

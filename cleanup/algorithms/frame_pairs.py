@@ -19,14 +19,18 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class FramePairs:
-    """Pairs of tracks that share a frame.
+    """Pairs of tracks that have two different faces in some frame.
 
     Attributes:
         tracks: Track ids, the lower one first, sorted, shape (m, 2).
-        similarities: Mean cosine of their faces in the frames they share, shape (m,).
+        n_apart: Frames in which their faces are different ones, shape (m,).
+        n_overlapping: Frames in which they are one face found twice, shape (m,).
+        similarities: Mean cosine of the different ones, shape (m,); empty where no embeddings were given.
     """
 
     tracks: NDArray[np.int64]
+    n_apart: NDArray[np.int64]
+    n_overlapping: NDArray[np.int64]
     similarities: NDArray[np.float64]
 
 
@@ -42,21 +46,31 @@ def find_frame_pairs(
         frames: Frame of each face, shape (n,).
         tracks: Its track, shape (n,).
         boxes: Its box, shape (n, 4).
-        embeddings: Unit rows, shape (n, d); without them the similarities are 0.
+        embeddings: Unit rows, shape (n, d), or None where similarities are not asked for.
     """
     names, places = np.unique(tracks, return_inverse=True)
-    found = PairSums(len(names))
+    seen, cosines = PairSums(len(names)), PairSums(len(names))
     order = np.lexsort((places, frames))
     for rows in np.split(order, np.flatnonzero(np.diff(frames[order])) + 1):
         for start in range(0, len(rows) - 1, _BLOCK):
             first, second = rows[start : start + _BLOCK], rows[start:]
-            apart = np.triu(compute_iou_matrix(boxes[first], boxes[second]) < SAME_FACE_IOU, k=1)
-            i, j = np.nonzero(apart & (places[first][:, None] != places[second]))
-            if len(i):
-                cosines = np.zeros(len(i)) if embeddings is None else (embeddings[first] @ embeddings[second].T)[i, j]
-                found.add(places[first[i]], places[second[j]], cosines)
-    low, high, sums, counts = found.finish()
-    return FramePairs(np.stack([names[low], names[high]], axis=1), sums / counts)
+            i, j = np.nonzero(np.triu(places[first][:, None] != places[second], k=1))
+            if len(i) == 0:
+                continue
+            is_apart = (compute_iou_matrix(boxes[first], boxes[second]) < SAME_FACE_IOU)[i, j]
+            seen.add(places[first[i]], places[second[j]], is_apart)
+            if embeddings is not None:
+                i, j = i[is_apart], j[is_apart]
+                cosines.add(places[first[i]], places[second[j]], (embeddings[first] @ embeddings[second].T)[i, j])
+    low, high, n_apart, n_frames = seen.finish()
+    is_pair = n_apart > 0
+    _, _, totals, counts = cosines.finish()
+    return FramePairs(
+        np.stack([names[low], names[high]], axis=1)[is_pair],
+        n_apart[is_pair].astype(np.int64),
+        (n_frames - n_apart)[is_pair].astype(np.int64),
+        totals / counts,
+    )
 
 
 def places_of_pairs(pairs: NDArray[np.int64], tracks: Sequence[int]) -> NDArray[np.int64]:

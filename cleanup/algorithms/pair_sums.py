@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,7 +26,7 @@ class PairSums:
         self._pending: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
         self._n_pending = 0
 
-    def add(self, first: NDArray[np.intp], second: NDArray[np.intp], values: NDArray[np.floating]) -> None:
+    def add(self, first: NDArray[np.intp], second: NDArray[np.intp], values: NDArray[Any]) -> None:
         """Adds one value to each of some pairs; a pair may be among them more than once."""
         self._pending.append((first * self._n_places + second, values.astype(np.float64)))
         self._n_pending += len(first)

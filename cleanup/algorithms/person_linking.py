@@ -75,7 +75,10 @@ def _match_known(
     min_similarity: float,
     min_margin: float,
 ) -> dict[Key, Link]:
-    """Matches with known people, the most similar first, so that of two that share a frame the better one gets it."""
+    """Matches with known people, the most similar first, so that of two that share a frame the better one gets it.
+
+    Clusters that are no person by themselves come last.
+    """
     compare = _compare_with(given)
     decisions = {}
     for cluster in open_clusters:
@@ -90,7 +93,7 @@ def _match_known(
         assert cluster.person_id is not None
         holders[cluster.ep_id, cluster.person_id].add(cluster.identity_id)
     links = {}
-    by_similarity = sorted(open_clusters, key=lambda c: (-_best(decisions[c.key]), c.key))
+    by_similarity = sorted(open_clusters, key=lambda c: (not c.is_seen, -_best(decisions[c.key]), c.key))
     for cluster in by_similarity:
         decision = decisions[cluster.key]
         if decision.status != ASSIGNED or decision.best is None:

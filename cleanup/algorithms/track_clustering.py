@@ -1,4 +1,4 @@
-"""What follows the linkage: ejected outliers, a second look at singletons, clusters that share views."""
+"""What follows the linkage: shared views, people seen twice, ejected outliers, a second look at singletons."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from cleanup.algorithms.pair_sums import PairSums
 _BLOCK_TRACKS = 1024
 # Similarities are compared after rounding, so that the order of additions in a BLAS does not decide a tie.
 _DECIMALS = 6
+# Who of a pair stays is decided anew with what the last round made of the cluster, at most so often.
+_MAX_TWIN_ROUNDS = 10
 
 
 def eject_outliers(vectors: NDArray[np.floating], labels: NDArray[np.int64], min_similarity: float) -> dict[int, float]:
@@ -37,6 +39,71 @@ def eject_outliers(vectors: NDArray[np.floating], labels: NDArray[np.int64], min
             if value < min_similarity:
                 ejected[i] = value
     return ejected
+
+
+def find_twins(
+    vectors: NDArray[np.floating], labels: NDArray[np.int64], pairs: NDArray[np.int64], min_lead: float
+) -> NDArray[np.intp]:
+    """Who leaves a cluster, so that no pair that may be one person seen twice stays in one.
+
+    The first of a pair stays, unless the second is clearly more like those who stay and less like those who leave: so
+    twins end up on their sides, and which of a face and its reflection stays is not left to chance.
+
+    Args:
+        vectors: Unit rows, shape (n, d).
+        labels: Cluster of each, shape (n,).
+        pairs: Index pairs, shape (m, 2); who rather stays first. Those of two clusters mean nothing.
+        min_lead: Difference of cosines that is clear.
+
+    Returns:
+        Indices, ascending.
+    """
+    inside = pairs[labels[pairs[:, 0]] == labels[pairs[:, 1]]]
+    label_of_pair = labels[inside[:, 0]]
+    leaving = [
+        _choose_twins(vectors, np.flatnonzero(labels == label), inside[label_of_pair == label], min_lead)
+        for label in np.unique(label_of_pair)
+    ]
+    return np.sort(np.concatenate(leaving)) if leaving else np.zeros(0, np.intp)
+
+
+def _choose_twins(
+    vectors: NDArray[np.floating], members: NDArray[np.intp], pairs: NDArray[np.int64], min_lead: float
+) -> NDArray[np.intp]:
+    staying = np.setdiff1d(members, pairs)
+    if len(staying) == 0:
+        staying = pairs[:1, 0]
+    leaving = np.zeros(0, np.intp)
+    for _ in range(_MAX_TWIN_ROUNDS):
+        before = leaving
+        direction = _mean_direction(vectors[staying]) - _mean_direction(vectors[leaving])
+        lead = np.asarray(vectors[pairs[:, 0]] - vectors[pairs[:, 1]], np.float64) @ direction
+        leaving = _decide_pairs(pairs, np.where(np.abs(lead) < min_lead, 0.0, lead.round(_DECIMALS)))
+        staying = np.setdiff1d(members, leaving)
+        if np.array_equal(leaving, before):
+            break
+    return leaving
+
+
+def _mean_direction(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
+    total = np.asarray(vectors, np.float64).sum(axis=0)
+    return np.asarray(total / max(float(np.linalg.norm(total)), 1e-12))
+
+
+def _decide_pairs(pairs: NDArray[np.int64], lead: NDArray[np.float64]) -> NDArray[np.intp]:
+    """One of each pair, the clearest pairs first; who stays in one pair stays in the others where that can be."""
+    leaving: set[int] = set()
+    staying: set[int] = set()
+    for place in np.argsort(-np.abs(lead), kind="stable"):
+        first, second = pairs[place].tolist()
+        if first in leaving or second in leaving:
+            continue
+        stays, leaves = (first, second) if lead[place] >= 0 else (second, first)
+        if leaves in staying and stays not in staying:
+            stays, leaves = leaves, stays
+        leaving.add(leaves)
+        staying.add(stays)
+    return np.array(sorted(leaving), np.intp)
 
 
 def attach_singletons(

@@ -24,7 +24,7 @@ from cleanup.edges.artifact_checks import (
     require_frame,
 )
 from cleanup.edges.embedding_text import PRESENT
-from cleanup.episode import DOCUMENTED, EMITTED
+from cleanup.episode import DOCUMENTED, EMITTED, format_track_id
 from cleanup.input_limits import MAX_INTEGER
 
 Record = dict[str, Any]
@@ -157,8 +157,8 @@ class DocumentedDialect:
             "n_faces": optional(stats, "num_faces_total", int, what),
         }
 
-    def track_key(self, track_id: int) -> str:
-        return f"track-{track_id:05d}"
+    def track_key(self, track_id: int) -> int | str:
+        return format_track_id(DOCUMENTED, track_id)
 
     def write_track(self, record: Record, row: Row, boxes: Sequence[Row]) -> None:  # noqa: ARG002 -- Dialect
         set_changed(record, "track_id", self.track_key(row["track_id"]))
@@ -299,8 +299,8 @@ class EmittedDialect:
             "n_faces": optional(record, "size", int, what),
         }
 
-    def track_key(self, track_id: int) -> int:
-        return track_id
+    def track_key(self, track_id: int) -> int | str:
+        return format_track_id(EMITTED, track_id)
 
     def write_track(self, record: Record, row: Row, boxes: Sequence[Row]) -> None:
         set_changed(record, "track_id", row["track_id"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,9 @@ class ImageFolder:
     name: str
 
 
-def save_images(episode: Episode, video: str, target: ImageFolder, settings: OutputSettings) -> Episode:
+def save_images(
+    episode: Episode, video: str, target: ImageFolder, settings: OutputSettings, on_frame: Callable[[], None]
+) -> Episode:
     """Writes the pictures and notes the crops' paths on the faces.
 
     Args:
@@ -38,6 +41,7 @@ def save_images(episode: Episode, video: str, target: ImageFolder, settings: Out
         video: Path of its video.
         target: ``crops/TRACK/FRAME.jpg``, ``thumbs/TRACK.jpg`` and ``frames/FRAME.jpg`` are made under it.
         settings: What to save, JPEG quality and thumbnail size.
+        on_frame: Called before each frame's are written; what it raises ends it.
 
     Returns:
         The episode with ``crop_path`` set on every face that has a crop.
@@ -54,6 +58,7 @@ def save_images(episode: Episode, video: str, target: ImageFolder, settings: Out
     best = _best_of_tracks(rows)
     with VideoFrames(video) as frames:
         for frame_idx, frame in frames.read(by_frame):
+            on_frame()
             image = frame.rgb
             if settings.save_frames:
                 _write(target.folder / "frames" / f"{frame_idx:06d}.jpg", image, settings.jpeg_quality)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cleanup.errors import FacebankError
-from cleanup.names import PersonId, check_person_id, is_person_id
+from cleanup.names import PersonId, check_person_id, check_person_name, find_odd_character, is_person_id
 from cleanup.people import make_person_id
 
 # What systems, cameras' programs and network storage put beside pictures, without regard to case.
@@ -21,9 +20,6 @@ _SYSTEM_NAMES = frozenset(
         "~snapshot",
     }
 )  # fmt: skip
-# Control characters, halves of characters, line and paragraph separators; and what turns the direction of writing.
-_NO_LETTERS = frozenset({"Cc", "Cs", "Zl", "Zp"})
-_TURNING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ def _walk(folder: Path, found: PhotoFolder) -> Iterator[Path]:
     while folders:
         for path in _list(folders.pop(), found):
             if not path.is_dir():
-                if _is_text(path.name):
+                if find_odd_character(path.name) is None:
                     yield path
                 else:
                     found.refused.append((path, "its name holds control characters or is not UTF-8; rename it"))
@@ -110,22 +106,13 @@ def _walk(folder: Path, found: PhotoFolder) -> Iterator[Path]:
 
 
 def _person_of(folder: Path) -> Person:
-    name = unicodedata.normalize("NFC", folder.name.strip())
-    if not name or not _is_text(name):
-        raise FacebankError(
-            f"{folder}: the folder's name is the person's, but it is empty, holds control characters, or is not UTF-8; "
-            "rename it"
-        )
     try:
+        name = check_person_name(folder.name)
         if is_person_id(name):
             return Person(check_person_id(name), name_from_id(name), folder)
         return Person(check_person_id(make_person_id(name)), name, folder)
     except FacebankError as error:
-        raise FacebankError(f"{folder}: the folder's name is the person id, but {error}") from None
-
-
-def _is_text(name: str) -> bool:
-    return not any(unicodedata.category(c) in _NO_LETTERS or c in _TURNING for c in name)
+        raise FacebankError(f"{folder}: the folder's name is the person's name or id, but {error}") from None
 
 
 def _check_ids(people: list[Person]) -> None:

@@ -11,6 +11,7 @@ import psycopg
 from numpy.typing import NDArray
 
 from cleanup.algorithms.facebank_matching import combine_seeds
+from cleanup.edges.postgres_dsn import Dsn
 from cleanup.edges.postgres_people import PostgresPeople, log_event
 from cleanup.edges.postgres_server import PostgresServer
 from cleanup.edges.seed_index import N_BESIDE, create_index, find_candidates, is_worthwhile
@@ -84,18 +85,18 @@ class PostgresFacebank(PostgresServer):
     """People and their seeds on one server; ``people`` has what is known of them beside the seeds.
 
     Args:
-        dsn: Connection string or URL of the server.
+        dsn: Connection string or URL of the server, taken apart or not.
         max_exact_seeds: Up to this many seeds of a show all are compared; beyond, an index finds the likely people.
     """
 
-    def __init__(self, dsn: str, *, max_exact_seeds: int = 100_000) -> None:
+    def __init__(self, dsn: str | Dsn, *, max_exact_seeds: int = 100_000) -> None:
         super().__init__(dsn)
         self._max_exact_seeds = max_exact_seeds
 
     @property
     def people(self) -> PostgresPeople:
         """The people of the shows, across episodes."""
-        return PostgresPeople(self.dsn)
+        return PostgresPeople(self.server)
 
     def read_show(self, show: str, model: str) -> ShowState:
         """See ``cleanup.interfaces.Facebank``."""
@@ -164,7 +165,7 @@ class PostgresFacebank(PostgresServer):
 
     def _index_if_large(self, show: str) -> None:
         # In a transaction of its own: two that had written seeds would wait for each other.
-        with self.transaction() as connection:
+        with self.transaction(is_patient=True) as connection:
             for dimension, n_seeds in connection.execute(
                 "SELECT dimension, count(*) FROM seeds WHERE show = %s GROUP BY 1", (show,)
             ).fetchall():

@@ -7,7 +7,7 @@ has to be relabelled is returned as (episode, identity) pairs.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 
 from cleanup.edges.postgres_server import PostgresServer
 from cleanup.errors import FacebankError
+from cleanup.names import fold_name
 from cleanup.people import (
     HUMAN,
     NONE,
@@ -110,7 +111,7 @@ class PostgresPeople(PostgresServer):
         aliases: dict[str, str] = {}
         for person_id, name, is_unknown, others in people:
             for other in (name, *others) if not is_unknown else others:
-                aliases.setdefault(other.casefold(), person_id)
+                aliases.setdefault(fold_name(other), person_id)
         return ShowState(
             clusters=clusters,
             names={row[0]: row[1] for row in people},
@@ -120,8 +121,13 @@ class PostgresPeople(PostgresServer):
             last_unknown=counter[0] if counter else 0,
         )
 
-    def record(self, plan: GroupingPlan, actor: str) -> list[str]:
+    def record(self, plan: GroupingPlan, actor: str, before_commit: Callable[[], None]) -> list[str]:
         """Keeps what grouping an episode found, with an event for everybody who is somebody else from now on.
+
+        Args:
+            plan: What it found.
+            actor: Who says so.
+            before_commit: Called when all is said; what it raises undoes it.
 
         Returns:
             Other episodes whose labels are not what they were.
@@ -176,6 +182,7 @@ class PostgresPeople(PostgresServer):
                 )
             _remove_unseen(connection, plan.show)
             changed = labels_before ^ _visible_labels(connection, plan.show)
+            before_commit()
         return sorted({ep_id for ep_id, _, _ in changed} - {plan.ep_id})
 
     def read_labels(self, show: str, ep_id: str) -> dict[str, Label]:
@@ -323,7 +330,9 @@ class PostgresPeople(PostgresServer):
             if together is not None:
                 raise FacebankError(
                     f"{old_id} and {new_id} cannot be one person: in {together[0]} their identities {together[1]} and "
-                    f"{together[2]} are seen in one frame; reject the wrong one first (cleanup people reject)"
+                    f"{together[2]} are seen in one frame; reject the wrong one first (cleanup people reject), or, of "
+                    f"one person seen twice, merge the two identities: cleanup people merge {together[0]}:"
+                    f"{together[1]} {together[0]}:{together[2]} --show {show}"
                 )
             moved = connection.execute(
                 "SELECT ep_id, identity_id, source FROM episode_clusters WHERE show = %s AND person_id = %s "
@@ -427,6 +436,27 @@ class PostgresPeople(PostgresServer):
                     (show, *key),
                 )
             log_event(connection, show, "lock" if is_locked else "unlock", actor, "", key=key)
+
+    def log_apart(self, show: str, key: Key, other: str, actor: str) -> None:
+        """Notes that a human said that two identities of an episode are two people."""
+        with self.transaction() as connection:
+            log_event(connection, show, "apart", actor, f"not {other}", key=key)
+
+    def join(self, show: str, key: Key, into: str, actor: str) -> None:
+        """Notes that a human put an identity's tracks into another one of the episode, which is there no more."""
+        with self.transaction() as connection:
+            connection.execute(
+                "UPDATE episode_clusters c SET track_ids = c.track_ids || o.track_ids, "
+                "n_faces = c.n_faces + o.n_faces, updated_at = now() FROM episode_clusters o "
+                "WHERE (c.show, c.ep_id, c.identity_id) = (%s, %s, %s) "
+                "AND (o.show, o.ep_id, o.identity_id) = (%s, %s, %s)",
+                (show, key[0], into, show, *key),
+            )
+            connection.execute(
+                "DELETE FROM episode_clusters WHERE show = %s AND ep_id = %s AND identity_id = %s", (show, *key)
+            )
+            _remove_unseen(connection, show)
+            log_event(connection, show, "join", actor, f"is {into}", key=key)
 
     def undo(self, show: str, event_id: int, actor: str) -> list[Key]:
         """Takes back a name, merge, split, alias or rejection.
@@ -541,12 +571,13 @@ def _find(connection: Connection, show: str, reference: str) -> Row:
 
 
 def _find_all(connection: Connection, show: str, reference: str) -> list[Row]:
+    # Compared here: what the server takes for one letter depends on how its database was made.
     rows = connection.execute(
-        "SELECT person_id, name, is_unknown, aliases FROM people WHERE show = %s AND (person_id = %s "
-        "OR lower(name) = lower(%s) OR lower(%s) IN (SELECT lower(a) FROM unnest(aliases) a)) ORDER BY 1",
-        (show, reference, reference, reference),
+        "SELECT person_id, name, is_unknown, aliases FROM people WHERE show = %s ORDER BY 1", (show,)
     ).fetchall()
-    return [dict(zip(("person_id", "name", "is_unknown", "aliases"), row, strict=True)) for row in rows]
+    people = [dict(zip(("person_id", "name", "is_unknown", "aliases"), row, strict=True)) for row in rows]
+    folded = fold_name(reference)
+    return [p for p in people if p["person_id"] == reference or folded in map(fold_name, (p["name"], *p["aliases"]))]
 
 
 def _exists(connection: Connection, show: str, person_id: str) -> bool:
@@ -658,7 +689,7 @@ def _unreject(connection: Connection, show: str, ep_id: str, track_ids: Iterable
 def _joined(aliases: Sequence[str], more: Sequence[str]) -> list[str]:
     joined: dict[str, str] = defaultdict(str)
     for alias in (*aliases, *more):
-        joined.setdefault(alias.casefold(), alias)
+        joined.setdefault(fold_name(alias), alias)
     return list(joined.values())
 
 

@@ -27,7 +27,7 @@ from cleanup.input_limits import (
     MAX_PICTURE_BYTES,
     MIB,
 )
-from cleanup.names import check_person_id, check_show
+from cleanup.names import check_person_id, check_person_name, check_show
 
 _MANIFEST, _VERSION = "manifest.json", 1
 _IMAGE_FIELDS = ("embed_path", "display_path", "original_path")
@@ -119,7 +119,7 @@ def _check_seed(entry: dict[str, Any], images: dict[str, bytes]) -> tuple[tuple[
             raise ValueError(f"{entry[field]!r} is not in the archive")
     seed = Seed(
         person_id=check_person_id(str(entry["person_id"])),
-        name=str(entry["name"]),
+        name=check_person_name(str(entry["name"])),
         image_name=str(entry["image_name"]),
         image_sha256=str(entry["image_sha256"]),
         embedding=embedding,

@@ -218,6 +218,11 @@ def _phase_lines(report: Mapping[str, Any]) -> Iterator[str]:
     if "recluster" in report:
         part = report["recluster"]
         yield f"recluster: {part['tracks_ejected']} tracks ejected, {part['singletons_attached']} singletons attached"
+        for item in part.get("questions", []):  # the report of a job may be of an earlier version
+            yield (
+                f"  question: {' and '.join(item['identity_ids'])} share {item['frames_shared']} frames and look alike "
+                f"({item['similarity']:.2f}); one person seen twice, or twins?"
+            )
     if "group_clusters" in report:
         part = report["group_clusters"]
         merged = report["grouping"]["within_episode"]["merged_count"]

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from cleanup.edges.progress_file import ProgressFile
 from cleanup.edges.remote_files import is_url
 from cleanup.edges.root_path import RootPath
 from cleanup.edges.shard_checkpoints import CheckpointedEngine, compute_pass_key
+from cleanup.edges.stoppable import stoppable
 from cleanup.entrypoints.episode_output import Output, open_output
 from cleanup.entrypoints.people_labels import relabel_episodes
 from cleanup.entrypoints.run_tools import Tools, node_cache, worker_spec
@@ -40,6 +40,7 @@ from cleanup.settings import SPECS
 # Libraries for pixels, models and PostgreSQL are imported where a run turns out to need them.
 if TYPE_CHECKING:
     from cleanup.edges.postgres_facebank import PostgresFacebank
+    from cleanup.edges.postgres_server import ShowHold
 
 _log = logging.getLogger(__name__)
 
@@ -99,6 +100,37 @@ def _nobody_stops() -> bool:
     return False
 
 
+class _Stop:
+    """Until when a run can be stopped: up to where it begins to replace the files, and no longer.
+
+    Args:
+        is_requested: Whether somebody asked for it.
+    """
+
+    def __init__(self, is_requested: Callable[[], bool]) -> None:
+        self._is_requested = is_requested
+        self.is_too_late = False
+
+    def is_wanted(self) -> bool:
+        """Whether the run is to stop, and still can."""
+        return self._is_requested() and not self.is_too_late
+
+    def check(self) -> None:
+        """Called at every step.
+
+        Raises:
+            KeyboardInterrupt: The run is to stop.
+        """
+        if self.is_wanted():
+            raise KeyboardInterrupt
+
+    def end(self, stack: contextlib.ExitStack) -> None:
+        """The last look: what follows replaces the files, and then the run is done. Signals wait for the stack."""
+        stack.enter_context(stop_held())
+        self.check()
+        self.is_too_late = True
+
+
 def run_episode_job(
     job: EpisodeJob,
     on_progress: ReportProgress | None = None,
@@ -124,7 +156,9 @@ def run_episode_job(
         CleanupError: Of any kind; the episode's files are as they were, or the message says that they are committed.
     """
     job.root.check_episode(job.ep_id)
+    stop = _Stop(is_stop_requested)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(stoppable(stop.is_wanted))
         if tools is None:
             tools = stack.enter_context(Tools(job.settings, job.root))
         held = stack.enter_context(job.root.hold(job.ep_id))
@@ -141,11 +175,10 @@ def run_episode_job(
         run_folder.mkdir()
         stack.callback(_remove_if_empty, run_folder)
         progress = ProgressFile(job.progress_path(run_id), job.ep_id, run_id, remote, on_record)
-        is_writing = threading.Event()
 
         def fail(error: str) -> None:
             # Once the files are being replaced a stop is no cancellation any more.
-            progress.fail(error, is_canceled=not is_writing.is_set())
+            progress.fail(error, is_canceled=not stop.is_too_late)
 
         stack.enter_context(last_words(lambda: fail("ended at once by a second stop; no file is half written")))
 
@@ -153,8 +186,8 @@ def run_episode_job(
             progress(event)
             if on_progress is not None:
                 on_progress(event)
-            if is_stop_requested():
-                raise KeyboardInterrupt
+            inputs.touch_hold()
+            stop.check()
 
         n_backups = job.settings.settings.output.keep_backups
         started = time.monotonic()
@@ -163,17 +196,18 @@ def run_episode_job(
             with output.violations_bundled({"actions": job.actions, "settings": job.settings.describe()}):
                 refined = _refine(job, run_id, inputs, tools, tell, stack)
                 output.stage(refined.episode, refined.report)
-            # A stop counts up to here, and no more: what follows replaces the files, and then the run is done.
-            with stop_held():
-                if is_stop_requested():
-                    raise KeyboardInterrupt
-                is_writing.set()
-                relabelled = _record_people(job, refined.report, inputs, output)
+            with contextlib.ExitStack() as unstoppable:
+
+                def begin_writing() -> None:
+                    inputs.check_hold()
+                    stop.end(unstoppable)
+
+                relabelled = _record_people(job, refined.report, inputs, output, begin_writing)
                 record = output.commit(refined.report, started)
                 _end(job, refined, inputs, progress, record, relabelled)
         except BaseException as error:
             with _failure_logged(job.ep_id, "failed"):
-                if not is_writing.is_set() and (is_stop_requested() or isinstance(error, KeyboardInterrupt)):
+                if stop.is_wanted() or (isinstance(error, KeyboardInterrupt) and not stop.is_too_late):
                     fail("interrupted; no file is half written")
                 else:
                     progress.fail(describe_error(error) or f"{type(error).__name__}: {error}")
@@ -198,15 +232,19 @@ def _failure_logged(ep_id: str, outcome: str) -> Iterator[None]:
         _log.warning("%s has %s, but: %s", ep_id, outcome, line)
 
 
-def _record_people(job: EpisodeJob, report: CleanupReport, inputs: _Inputs, output: Output) -> list[str]:
+def _record_people(
+    job: EpisodeJob, report: CleanupReport, inputs: _Inputs, output: Output, begin_writing: Callable[[], None]
+) -> list[str]:
     """Who is who goes into the Facebank, unless something speaks against writing; gives the episodes it relabels.
 
-    Before the files: a server that is gone by now leaves them as they were, and the next run records the same.
+    Before the files: a server that is gone by now leaves them as they were, and the next run records the same. What
+    begins to write is called when all that is left of it is to make it last.
     """
     output.check()
     if not job.write_back or inputs.facebank is None or report.plan is None:
+        begin_writing()
         return []
-    return inputs.facebank.people.record(report.plan, f"run {report.run_id}")
+    return inputs.facebank.people.record(report.plan, f"run {report.run_id}", begin_writing)
 
 
 def _end(
@@ -218,9 +256,9 @@ def _end(
     relabelled: Sequence[str],
 ) -> None:
     """What is left to do once the files are written; the run has succeeded whatever becomes of it."""
-    if relabelled and inputs.facebank is not None:
+    if relabelled and inputs.facebank is not None and inputs.hold is not None:
         n_backups = job.settings.settings.output.keep_backups
-        for failure in relabel_episodes(job.root, inputs.facebank, inputs.show, relabelled, n_backups):
+        for failure in relabel_episodes(job.root, inputs.facebank, inputs.hold, relabelled, n_backups):
             _log.warning("%s is finished, but %s", job.ep_id, failure)
     with _failure_logged(job.ep_id, "finished"):
         if refined.engine is not None:
@@ -244,6 +282,22 @@ class _Inputs:
 
     def __init__(self, job: EpisodeJob, tools: Tools) -> None:
         self._job, self._tools = job, tools
+        self.hold: ShowHold | None = None
+
+    def hold_people(self, stack: contextlib.ExitStack) -> None:
+        """From the matching to the commit nobody else may change the show's people; the stack lets go of them."""
+        assert self.facebank is not None
+        self.hold = stack.enter_context(self.facebank.hold_show(self.show))
+
+    def check_hold(self) -> None:
+        """Makes sure that what is held is still held."""
+        if self.hold is not None:
+            self.hold.check()
+
+    def touch_hold(self) -> None:
+        """Shows whoever waits for what is held that this run goes on."""
+        if self.hold is not None:
+            self.hold.touch()
 
     @cached_property
     def video(self) -> str | None:
@@ -347,8 +401,8 @@ def _refine(
         )
     hold: Callable[[], None] = _nothing_to_hold
     if job.write_back and inputs.facebank is not None:
-        # From the matching to the commit nobody else may change the show's people.
-        hold = functools.partial(stack.enter_context, inputs.facebank.hold_show(inputs.show))
+        inputs.facebank.check_writable()  # not only after hours of work
+        hold = functools.partial(inputs.hold_people, stack)
     context = RunContext(settings, engine, video, inputs.facebank, note, inputs.show, model, tools.run_many, hold)
     refined = run(episode, job.actions, context, tell, report)
     if settings.output.save_crops or settings.output.save_frames:
@@ -381,7 +435,7 @@ def _save_images(job: EpisodeJob, run_id: RunId, episode: Episode, inputs: _Inpu
     folder.parent.mkdir()
     folder.mkdir(like=job.paths.manifests if job.write_back else None)
     target = ImageFolder(folder, folder.relative_to(job.root.path).as_posix())
-    episode = save_images(episode, str(source), target, job.settings.settings.output)
+    episode = save_images(episode, str(source), target, job.settings.settings.output, inputs.touch_hold)
     if job.root.remote is not None:
         for path in folder.walk_files():
             job.root.remote.put(path)

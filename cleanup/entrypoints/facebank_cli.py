@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ import typer
 
 from cleanup.entrypoints.options import CONFIG_DIR, JSON_OUTPUT, OUT_ROOT, with_setting_options
 from cleanup.entrypoints.people_cli import PERSON, SHOW, open_bank
-from cleanup.entrypoints.shell import one_line_errors, open_root, resolve
+from cleanup.entrypoints.shell import acting_user, one_line_errors, open_root, resolve
 from cleanup.entrypoints.terminal import print_json, say, say_fields
 from cleanup.errors import CleanupError, FacebankError, SettingsError, VideoError
 
@@ -328,7 +327,7 @@ def remove_command(
         def decide() -> list[tuple[str, str]]:
             known = person in {p.person_id for p in bank.people.list_people(show)}
             keys = [(r["ep_id"], r["identity_id"]) for r in bank.people.list_identities(show, person)] if known else []
-            removed.append(bank.facebank.remove(show, person, getpass.getuser()))
+            removed.append(bank.facebank.remove(show, person, acting_user()))
             touched[:] = keys
             return keys
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cleanup.entrypoints.options import ACTIONS, JSON_OUTPUT, PROFILE, WRITE_BACK, with_setting_options
-from cleanup.entrypoints.serve_options import TOKEN_VARIABLE
+from cleanup.entrypoints.serve_options import TOKEN_VARIABLE, check_token
 from cleanup.entrypoints.shell import one_line_errors
 from cleanup.entrypoints.terminal import print_json, say
 from cleanup.errors import EngineError, SettingsError
@@ -153,7 +153,7 @@ def _client(url: str) -> Iterator[httpx.Client]:
     import httpx
 
     token = os.environ.get(TOKEN_VARIABLE)
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers = {"Authorization": f"Bearer {check_token(token)}"} if token else {}
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S) as client:
             yield client

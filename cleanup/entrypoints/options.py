@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cleanup.settings import PROFILE_VARIABLE, SPECS, SettingSpec, Threshold
+from cleanup.settings import PROFILE_VARIABLE, SPECS, Secret, SettingSpec, Threshold
 
 # Options that belong to a run but are no settings: they say what to work on.
 EP_ID = Annotated[str, typer.Option("--ep-id", help="Episode id, for example rhobh-s05e02.")]
@@ -68,8 +68,8 @@ def _parameter(spec: SettingSpec) -> inspect.Parameter:
         metavar=None if is_flag else _metavar(spec),
     )
     # Choices and ranges are checked by the resolver, which names the source of a wrong value, wherever it came from.
-    # A threshold is a number or the word auto.
-    optional_kind: Any = (str if spec.kind is Threshold else spec.kind) | None
+    # A threshold is a number or the word auto; a secret is one as soon as it is resolved.
+    optional_kind: Any = (str if spec.kind in (Threshold, Secret) else spec.kind) | None
     annotation = Annotated[optional_kind, option]
     return inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 

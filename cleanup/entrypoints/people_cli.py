@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cleanup.entrypoints.options import CONFIG_DIR, JSON_OUTPUT, OUT_ROOT, with_setting_options
-from cleanup.entrypoints.shell import one_line_errors, open_root, resolve
+from cleanup.entrypoints.shell import acting_user, one_line_errors, open_root, resolve
 from cleanup.entrypoints.terminal import print_json, say, say_fields
-from cleanup.errors import FacebankError, SettingsError
+from cleanup.errors import CleanupError, FacebankError, SettingsError
 
 if TYPE_CHECKING:
     from cleanup.edges.data_root import DataRoot
     from cleanup.edges.postgres_facebank import PostgresFacebank
+    from cleanup.edges.postgres_people import PostgresPeople
     from cleanup.names import EpId
     from cleanup.people import Key
+    from cleanup.phases.seen_together import Question
+    from cleanup.resolve_settings import ResolvedSettings
 
 people_app = typer.Typer(help="Who is who in a show, across its episodes.", no_args_is_help=True)
 
@@ -54,12 +56,12 @@ class Bank:
         """Changes people with the show held, and writes the new labels into the episodes' files."""
         from cleanup.entrypoints.people_labels import relabel_episodes
 
-        with self.facebank.hold_show(show):
+        with self.facebank.hold_show(show) as hold:
             before = self.people.list_visible(show)
             touched = decide()
             # Beside those touched: an unknown person may be seen in one episode now, or in a second one.
             affected = {ep_id for ep_id, *_ in before ^ self.people.list_visible(show)} | {ep for ep, _ in touched}
-            failures = relabel_episodes(self.root, self.facebank, show, affected, self.n_backups, touched)
+            failures = relabel_episodes(self.root, self.facebank, hold, affected, self.n_backups, touched)
         report_failures(failures)
 
 
@@ -69,10 +71,6 @@ def report_failures(failures: Sequence[str]) -> None:
         say(f"cleanup: {failure}", is_error=True)
     if failures:
         raise typer.Exit(1)
-
-
-def _actor() -> str:
-    return getpass.getuser()
 
 
 @people_app.command("list")
@@ -142,20 +140,19 @@ def name_command(
     cleanup people name unknown-0001 "Lisa" --show rhobh --person-id lisa
     """
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
-        from cleanup.names import check_person_id
+        from cleanup.names import check_person_id, check_person_name
 
-        if not name.strip():
-            raise SettingsError("NAME is empty")
+        name = check_person_name(name)
         if person_id is not None:
             check_person_id(person_id)
         touched: list[Key] = []
 
         def decide() -> list[Key]:
-            touched[:] = bank.people.name(show, person, name.strip(), person_id, _actor())
+            touched[:] = bank.people.name(show, person, name, person_id, acting_user())
             return touched
 
         bank.change(show, decide)
-        say(f"{show}: {person} is {name.strip()}, in {_count(touched)}")
+        say(f"{show}: {person} is {name}, in {_count(touched)}")
 
 
 def _count(touched: Sequence[Key]) -> str:
@@ -175,10 +172,131 @@ def merge_command(
     config_dir: CONFIG_DIR = None,
     **settings: Any,
 ) -> None:
-    """Makes two people one: PERSON becomes INTO in every episode. Can be undone."""
+    """Makes two people one: PERSON becomes INTO in every episode. Can be undone.
+
+    Both may also be identities of one episode, as EP_ID:IDENTITY: the answer to a question of cleanup people questions.
+    """
+    if _is_key(person) and _is_key(into):
+        _join(person, into, show, out_root, config_dir, settings)
+        return
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
-        bank.change(show, lambda: bank.people.merge(show, person, into, _actor()))
+        bank.change(show, lambda: bank.people.merge(show, person, into, acting_user()))
         say(f"{show}: {person} is {into} now; cleanup people log --show {show} has the number to undo it by")
+
+
+def _is_key(text: str) -> bool:
+    from cleanup.names import is_ep_id
+
+    return is_ep_id(text.partition(":")[0]) and ":" in text
+
+
+def _join(
+    person: str, into: str, show: str, out_root: str | None, config_dir: str | None, settings: dict[str, Any]
+) -> None:
+    with one_line_errors():
+        from cleanup.entrypoints.people_questions import join
+        from cleanup.names import check_ep_id
+
+        key, into_key = _parse_key(person), _parse_key(into)
+        if key[0] != into_key[0]:
+            raise SettingsError(f"{person} and {into} are of two episodes; give both the name of the person")
+        resolved = resolve(settings, None, config_dir)
+        root, ep_id = open_root(out_root, resolved), check_ep_id(key[0])
+        join(root, ep_id, key[1], into_key[1], resolved.settings.pooling, resolved.settings.output.keep_backups)
+        with _open_log(resolved, root) as people:
+            if people is not None:
+                people.join(show, key, into_key[1], acting_user())
+        say(f"{ep_id}: {key[1]} is {into_key[1]} now; cleanup backups restore takes it back")
+
+
+@contextlib.contextmanager
+def _open_log(resolved: ResolvedSettings, root: DataRoot) -> Iterator[PostgresPeople | None]:
+    """The Facebank's people, where there is a Facebank."""
+    from cleanup.entrypoints.run_tools import facebank_of
+
+    if not resolved.settings.group_clusters.facebank_dsn and not root.has_facebank():
+        yield None
+        return
+    with facebank_of(resolved, root) as facebank:
+        yield facebank.people
+
+
+@people_app.command("questions")
+def questions_command(
+    episodes: Annotated[
+        list[str] | None, typer.Argument(metavar="EP_ID...", help="Episode ids. [all that have artifacts]")
+    ] = None,
+    show: Annotated[str | None, typer.Option("--show", help="Only this show.")] = None,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    json_output: JSON_OUTPUT = False,
+) -> None:
+    """Lists identities that share frames and look like one person: seen twice (a mirror, a screen, a poster), or twins.
+
+    They are kept apart until somebody says what they are: cleanup people merge, or cleanup people apart.
+    """
+    with one_line_errors():
+        from cleanup.entrypoints.people_questions import list_questions
+        from cleanup.names import check_ep_id, show_of
+
+        resolved = resolve({}, None, config_dir)
+        root = open_root(out_root, resolved)
+        wanted = [check_ep_id(ep_id) for ep_id in episodes] if episodes else root.list_episodes()
+        found, failures = [], []
+        for ep_id in [e for e in wanted if show in (None, show_of(e))]:
+            try:
+                found += [(ep_id, question) for question in list_questions(root, ep_id, resolved.settings.pooling)]
+            except (CleanupError, OSError) as error:
+                if episodes:
+                    raise
+                failures.append(str(error))
+        if json_output:
+            print_json([{"ep_id": ep_id, **question.describe()} for ep_id, question in found])
+        else:
+            _print_questions(found)
+        report_failures(failures)
+
+
+def _print_questions(found: Sequence[tuple[EpId, Question]]) -> None:
+    for ep_id, question in found:
+        first, second = question.identity_ids
+        tracks = ", ".join(f"{a} with {b}" for a, b in question.track_ids)
+        figures = f"{question.n_frames} frames", f"similarity {question.similarity:.2f}", f"tracks {tracks}"
+        say_fields(ep_id, first, second, *figures)
+    if found:
+        say(
+            "one person: cleanup people merge EP_ID:SECOND EP_ID:FIRST --show SHOW; two: cleanup people apart EP_ID "
+            "FIRST SECOND",
+            is_error=True,
+        )
+    else:
+        say("nobody is seen twice in a frame, as far as is known", is_error=True)
+
+
+@people_app.command("apart")
+@with_setting_options(["facebank_dsn"])
+def apart_command(
+    ep_id: EPISODE,
+    identity: IDENTITY,
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="The identity that is somebody else.")],
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    **settings: Any,
+) -> None:
+    """Says that two identities that share frames are two people, twins for example, however alike they look."""
+    with one_line_errors():
+        from cleanup.entrypoints.people_questions import set_apart
+        from cleanup.names import check_ep_id
+
+        resolved = resolve(settings, None, config_dir)
+        root, checked = open_root(out_root, resolved), check_ep_id(ep_id)
+        is_new = set_apart(root, checked, identity, other, resolved.settings.output.keep_backups)
+        if is_new:
+            with _open_log(resolved, root) as people:
+                if people is not None:
+                    show = _show_of(checked, None, settings, config_dir)
+                    people.log_apart(show, (ep_id, identity), other, acting_user())
+        say(f"{ep_id}: {identity} and {other} are two people{'' if is_new else ' already'}")
 
 
 @people_app.command("split")
@@ -197,7 +315,7 @@ def split_command(
         new_ids: list[str] = []
 
         def decide() -> list[Key]:
-            new_id, touched = bank.people.split(show, person, keys, _actor())
+            new_id, touched = bank.people.split(show, person, keys, acting_user())
             new_ids.append(new_id)
             return touched
 
@@ -224,7 +342,9 @@ def alias_command(
 ) -> None:
     """Gives a person another name to be found by."""
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
-        bank.people.add_alias(show, person, alias, _actor())
+        from cleanup.names import check_person_name
+
+        bank.people.add_alias(show, person, check_person_name(alias), acting_user())
         say(f"{show}: {person} is also {alias}")
 
 
@@ -244,7 +364,7 @@ def reject_command(
         from cleanup.names import check_ep_id
 
         show_id = _show_of(check_ep_id(ep_id), show, settings, config_dir)
-        bank.change(show_id, lambda: bank.people.reject(show_id, (ep_id, identity), person, _actor()))
+        bank.change(show_id, lambda: bank.people.reject(show_id, (ep_id, identity), person, acting_user()))
         say(f"{ep_id}: {identity} is not {person}")
 
 
@@ -265,7 +385,6 @@ def _set_lock(
 ) -> None:
     with one_line_errors():
         from cleanup.entrypoints.people_labels import set_lock
-        from cleanup.entrypoints.run_tools import facebank_of
         from cleanup.names import check_ep_id
 
         resolved = resolve(settings, None, config_dir)
@@ -273,10 +392,11 @@ def _set_lock(
         n_backups = resolved.settings.output.keep_backups
         is_changed = set_lock(root, checked, identity, n_backups, is_locked=is_locked)
         word = "locked" if is_locked else "unlocked"
-        if is_changed and (resolved.settings.group_clusters.facebank_dsn or root.has_facebank()):
-            show = _show_of(checked, None, settings, config_dir)
-            with facebank_of(resolved, root) as facebank:
-                facebank.people.log_lock(show, (ep_id, identity), _actor(), is_locked=is_locked)
+        if is_changed:
+            with _open_log(resolved, root) as people:
+                if people is not None:
+                    show = _show_of(checked, None, settings, config_dir)
+                    people.log_lock(show, (ep_id, identity), acting_user(), is_locked=is_locked)
         say(f"{ep_id}: {identity} is {word}{'' if is_changed else ' already'}")
 
 
@@ -334,7 +454,7 @@ def undo_command(
 ) -> None:
     """Takes back a name, merge, split, alias or rejection, in every episode."""
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
-        bank.change(show, lambda: bank.people.undo(show, event, _actor()))
+        bank.change(show, lambda: bank.people.undo(show, event, acting_user()))
         say(f"{show}: event {event} is undone")
 
 
@@ -345,8 +465,8 @@ def sync_command(show: SHOW, out_root: OUT_ROOT = None, config_dir: CONFIG_DIR =
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
         from cleanup.entrypoints.people_labels import relabel_episodes
 
-        with bank.facebank.hold_show(show):
+        with bank.facebank.hold_show(show) as hold:
             episodes = bank.people.list_episodes(show)
             confirmed = bank.people.list_confirmed(show)
-            report_failures(relabel_episodes(bank.root, bank.facebank, show, episodes, bank.n_backups, confirmed))
+            report_failures(relabel_episodes(bank.root, bank.facebank, hold, episodes, bank.n_backups, confirmed))
         say(f"{show}: the labels of {len(episodes)} episodes are up to date")

@@ -13,7 +13,8 @@ from cleanup.edges.artifact_writing import render_episode
 from cleanup.edges.data_root import DataRoot
 from cleanup.edges.episode_lock import make_run_id
 from cleanup.entrypoints.stop_signals import stop_held
-from cleanup.errors import ArtifactError, CleanupError, InvariantError
+from cleanup.episode import Episode
+from cleanup.errors import ArtifactError, CleanupError, FacebankError, InvariantError
 from cleanup.names import EpId
 from cleanup.people import HUMAN, SEED, Key
 from cleanup.phases.identity_rows import FACEBANK_SOURCE, PERSON_SOURCE, is_human_named
@@ -21,6 +22,7 @@ from cleanup.phases.identity_rows import FACEBANK_SOURCE, PERSON_SOURCE, is_huma
 if TYPE_CHECKING:
     from cleanup.edges.postgres_facebank import PostgresFacebank
     from cleanup.edges.postgres_people import Label
+    from cleanup.edges.postgres_server import ShowHold
 
 Row = dict[str, Any]
 _MADE_BY = "people"
@@ -28,12 +30,40 @@ _PATIENCE_S = 10.0
 
 
 def change_identities(root: DataRoot, ep_id: EpId, change: Callable[[list[Row]], list[Row]], n_backups: int) -> bool:
-    """Changes labels and locks of an episode's identities and writes them back as a run would: alone, with a backup.
+    """Changes labels and locks of an episode's identities; their tracks stay where they are.
 
     Args:
         root: Data root.
         ep_id: The episode.
-        change: Gets the rows and returns them as they shall be; tracks stay where they are.
+        change: Gets the rows and returns them as they shall be.
+        n_backups: Backups to keep beside the first.
+
+    Returns:
+        Whether anything changed.
+
+    Raises:
+        CleanupError: The files are as they were.
+    """
+
+    def change_rows(episode: Episode) -> Episode:
+        before = episode.identities.to_pylist()
+        after = change([dict(row) for row in before])
+        if after == before:
+            return episode
+        if [(r["identity_id"], r["track_ids"]) for r in after] != [(r["identity_id"], r["track_ids"]) for r in before]:
+            raise InvariantError(f"{ep_id}: internal error, nothing was written: a relabelling moved tracks")
+        return episode.replace(identities=schemas.build_table(after, schemas.IDENTITY_SCHEMA))
+
+    return change_episode(root, ep_id, change_rows, n_backups)
+
+
+def change_episode(root: DataRoot, ep_id: EpId, change: Callable[[Episode], Episode], n_backups: int) -> bool:
+    """Changes identities.json of an episode and writes it back as a run would: alone, with a backup.
+
+    Args:
+        root: Data root.
+        ep_id: The episode.
+        change: Gets the episode, and returns the very same one or one with other identities or another document.
         n_backups: Backups to keep beside the first.
 
     Returns:
@@ -47,15 +77,14 @@ def change_identities(root: DataRoot, ep_id: EpId, change: Callable[[list[Row]],
     with root.hold(ep_id, _PATIENCE_S) as held:
         paths, expected = held.paths, held.paths.stamp()
         episode = read_episode(paths)
-        before = episode.identities.to_pylist()
-        after = change([dict(row) for row in before])
-        if after == before:
+        changed = change(episode)
+        if changed is episode:
             return False
-        if [(r["identity_id"], r["track_ids"]) for r in after] != [(r["identity_id"], r["track_ids"]) for r in before]:
-            raise InvariantError(f"{ep_id}: internal error, nothing was written: a relabelling moved tracks")
-        identities = schemas.build_table(after, schemas.IDENTITY_SCHEMA)
+        owned = [sorted(t for row in e.identities["track_ids"].to_pylist() for t in row) for e in (episode, changed)]
+        if owned[0] != owned[1]:
+            raise InvariantError(f"{ep_id}: internal error, nothing was written: a change of identities lost tracks")
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        rendered = render_episode(episode.replace(identities=identities), now)
+        rendered = render_episode(changed, now)
         with held.write_back(make_run_id(), _MADE_BY, expected) as write_back, stop_held():
             write_back.stage({paths.identities: rendered[paths.identities.name]})
             held.commit(write_back, n_backups)
@@ -65,7 +94,7 @@ def change_identities(root: DataRoot, ep_id: EpId, change: Callable[[list[Row]],
 def relabel_episodes(
     root: DataRoot,
     facebank: PostgresFacebank,
-    show: str,
+    hold: ShowHold,
     episodes: Iterable[str],
     n_backups: int,
     touched: Collection[Key] = (),
@@ -77,7 +106,7 @@ def relabel_episodes(
     Args:
         root: Data root; episodes that it does not have are left out.
         facebank: Who is who.
-        show: The show.
+        hold: The show, held.
         episodes: The episodes.
         n_backups: Backups to keep of each beside the first.
         touched: (episode, identity) pairs that a human decided about.
@@ -85,16 +114,24 @@ def relabel_episodes(
     Returns:
         What could not be relabelled, and why; the Facebank keeps it, and another call makes up for it.
     """
-    failures = []
+    failures: dict[str, Exception] = {}
     wanted = set(episodes)
-    for ep_id in [known for known in root.list_episodes() if known in wanted]:
-        decided = {identity_id for episode, identity_id in touched if episode == ep_id}
+    left = [known for known in root.list_episodes() if known in wanted]
+    while left:
+        decided = {identity_id for episode, identity_id in touched if episode == left[0]}
         try:
-            labels = facebank.people.read_labels(show, ep_id)
+            hold.check()
+            labels = facebank.people.read_labels(hold.show, left[0])
+        except FacebankError as error:  # a server that is gone is not waited for once per episode
+            failures.update(dict.fromkeys(left, error))
+            break
+        ep_id = left.pop(0)
+        try:
             change_identities(root, ep_id, partial(_relabel_rows, labels=labels, decided=decided), n_backups)
         except (CleanupError, OSError) as error:
-            failures.append(f"{ep_id} keeps its old labels ({error}); cleanup people sync --show {show} writes them")
-    return failures
+            failures[ep_id] = error
+    todo = f"cleanup people sync --show {hold.show} writes them"
+    return [f"{ep_id} keeps its old labels ({error}); {todo}" for ep_id, error in failures.items()]
 
 
 def _relabel_rows(rows: list[Row], *, labels: Mapping[str, Label], decided: Collection[str]) -> list[Row]:

@@ -14,6 +14,7 @@ import orjson
 from cleanup.edges.data_root import DataRoot
 from cleanup.entrypoints.doctor import Finding, check_data_root
 from cleanup.entrypoints.job_pool import RayRunner, Runner
+from cleanup.entrypoints.run_tools import named_facebank
 from cleanup.errors import CleanupError
 from cleanup.resolve_settings import ResolvedSettings
 
@@ -54,11 +55,8 @@ class ReadinessProbe:
 
     def _check_now(self) -> list[Finding]:
         checks: dict[str, Callable[[], str]] = {"data root": lambda: check_data_root(self._root)}
-        dsn = self._settings.settings.group_clusters.facebank_dsn
-        if dsn:
-            from cleanup.edges.postgres_facebank import PostgresFacebank
-
-            checks["PostgreSQL"] = lambda: f"{PostgresFacebank(dsn).check()} (your server)"
+        if self._settings.settings.group_clusters.facebank_dsn:
+            checks["PostgreSQL"] = lambda: f"{named_facebank(self._settings).check()} (your server)"
         if isinstance(self._runner, RayRunner):
             checks["Ray"] = self._runner.jobs.check
         findings = []

@@ -152,15 +152,22 @@ def build_engine(settings: ResolvedSettings) -> Engine:
     return RayEngine(make_spec, settings.settings.cluster)
 
 
+def named_facebank(settings: ResolvedSettings) -> PostgresFacebank:
+    """The Facebank on the server that the settings name."""
+    from cleanup.edges.postgres_dsn import Dsn
+    from cleanup.edges.postgres_facebank import PostgresFacebank
+
+    dsn = settings.settings.group_clusters.facebank_dsn
+    return PostgresFacebank(Dsn(dsn.reveal(), settings.source_of("facebank_dsn")))
+
+
 @contextlib.contextmanager
 def facebank_of(settings: ResolvedSettings, root: DataRoot) -> Iterator[PostgresFacebank]:
     """The Facebank on the server the settings name, else the embedded one of a data root."""
     from cleanup.edges.embedded_postgres import open_embedded_facebank
-    from cleanup.edges.postgres_facebank import PostgresFacebank
 
-    dsn = settings.settings.group_clusters.facebank_dsn
-    if dsn:
-        yield PostgresFacebank(dsn)
+    if settings.settings.group_clusters.facebank_dsn:
+        yield named_facebank(settings)
         return
     with open_embedded_facebank(root.facebank_folder()) as facebank:
         yield facebank

@@ -16,16 +16,16 @@ from cleanup.edges.data_root import DATA_ROOT_VARIABLE
 from cleanup.entrypoints.http_api import Access, create_app
 from cleanup.entrypoints.job_pool import JobPool, ProcessRunner, RayRunner, Runner
 from cleanup.entrypoints.readiness import ReadinessProbe
-from cleanup.entrypoints.serve_options import TOKEN_VARIABLE, ServeOptions
+from cleanup.entrypoints.run_tools import named_facebank
+from cleanup.entrypoints.serve_options import TOKEN_VARIABLE, ServeOptions, check_token
 from cleanup.entrypoints.shell import open_root
 from cleanup.entrypoints.terminal import say
 from cleanup.errors import SettingsError
-from cleanup.resolve_settings import CONFIG_DIR_VARIABLE, ResolvedSettings, hide_password, resolve_for_run
+from cleanup.resolve_settings import CONFIG_DIR_VARIABLE, ResolvedSettings, resolve_for_run
 from cleanup.settings import SPECS
 
 _log = logging.getLogger(__name__)
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-_MIN_TOKEN_LENGTH = 16
 # Settings of the server that its jobs, processes of their own, find in their environment.
 _HANDED_ON = ("models", "facebank_dsn", "cache_dir")
 _BACKLOG = 2048
@@ -52,6 +52,7 @@ def build_app(options: ServeOptions, *, token: str | None, hosts: Sequence[str] 
 
     Raises:
         SettingsError: A setting is wrong, or a secret would be seen in Ray's dashboard.
+        FacebankError: The Facebank's connection string is not understood.
         EngineError: The Ray cluster does not answer.
     """
     settings = resolve_for_run({}, None, None)
@@ -75,12 +76,13 @@ def build_app(options: ServeOptions, *, token: str | None, hosts: Sequence[str] 
 
 def _ray_environment(settings: ResolvedSettings) -> dict[str, str]:
     names = [DATA_ROOT_VARIABLE, CONFIG_DIR_VARIABLE, *(str(SPECS[name].metadata["env"]) for name in _HANDED_ON)]
-    dsn = settings.settings.group_clusters.facebank_dsn
-    if dsn and hide_password(dsn) != dsn:
-        raise SettingsError(
-            f"--facebank-dsn {hide_password(dsn)}: the dashboard shows the environment of Ray jobs, so the DSN may "
-            "hold no password and no options; put the password into ~/.pgpass of the nodes"
-        )
+    if settings.settings.group_clusters.facebank_dsn:
+        server = named_facebank(settings).server
+        if not server.is_open:
+            raise SettingsError(
+                f"{settings.source_of('facebank_dsn')} ({server}): the dashboard shows the environment of Ray jobs, so "
+                "the DSN may hold no password and no options; put the password into ~/.pgpass of the nodes"
+            )
     return {name: os.environ[name] for name in names if os.environ.get(name)}
 
 
@@ -95,8 +97,8 @@ def take_token(host: str, *, is_open: bool) -> str | None:
         SettingsError: None is set and the host is not loopback, or it is too short to be one.
     """
     token = os.environ.pop(TOKEN_VARIABLE, "") or None
-    if token is not None and (len(token) < _MIN_TOKEN_LENGTH or not token.isascii() or " " in token):
-        raise SettingsError(f"{TOKEN_VARIABLE}: at least {_MIN_TOKEN_LENGTH} ASCII characters, no spaces")
+    if token is not None:
+        check_token(token)
     if token is None and not is_open and not is_loopback(host):
         raise SettingsError(
             f"--host {host}: whoever reaches it could start and stop jobs; set {TOKEN_VARIABLE}, or give "

@@ -5,7 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from cleanup.errors import SettingsError
+
 TOKEN_VARIABLE = "CLEANUP_API_TOKEN"  # noqa: S105 -- the variable's name
+_MIN_TOKEN_LENGTH = 16
+
+
+def check_token(token: str) -> str:
+    """The token that the environment holds, of the API and of who calls it; a library that refused it would print it.
+
+    Raises:
+        SettingsError: It is too short to be one, or cannot be sent in a header.
+    """
+    if len(token) < _MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable() or " " in token:
+        raise SettingsError(
+            f"{TOKEN_VARIABLE}: at least {_MIN_TOKEN_LENGTH} ASCII characters, no spaces, no line breaks"
+        )
+    return token
 
 
 @dataclass(frozen=True)

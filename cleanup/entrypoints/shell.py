@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import logging
 import os
 import sys
@@ -61,3 +62,11 @@ def open_root(out_root: str | None, resolved: ResolvedSettings) -> DataRoot:
     from cleanup.edges.data_root import resolve_out_root
 
     return resolve_out_root(out_root, os.environ, resolved.settings.storage)
+
+
+def acting_user() -> str:
+    """Who gives a command, for the log of a show's people; in a container a user may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"

@@ -1,8 +1,8 @@
-"""What an episode shows for free: pairs of faces that are one person, and pairs that are two."""
+"""What an episode shows for free: pairs of faces that are one person, and pairs in one frame, which mostly are two."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pyarrow.compute as pc
@@ -25,7 +25,7 @@ _PAIRS_AT_A_TIME = 1 << 14
 
 
 def gather_gate_evidence(episode: Episode) -> Evidence:
-    """Sample by sample: neighbours in a track against different faces of one frame.
+    """Sample by sample: neighbours in a track against faces in two places of one frame.
 
     Tracks are taken together with the pieces split from them, so that a second run gathers the same.
     """
@@ -51,7 +51,7 @@ def gather_gate_evidence(episode: Episode) -> Evidence:
 
 
 def gather_cluster_evidence(
-    episode: Episode, pooled: Mapping[int, PooledTrack], shared_frames: NDArray[np.int64]
+    episode: Episode, pooled: Mapping[int, PooledTrack], shared_frames: Iterable[tuple[int, int]]
 ) -> Evidence:
     """Track by track: kept faces of one track far apart in time against the vectors of tracks that share a frame."""
     faces = episode.embedded_faces
@@ -70,10 +70,10 @@ def gather_cluster_evidence(
         first = np.flatnonzero(partner < len(rows))[:_MAX_PAIRS_PER_TRACK]
         same.append((embeddings[rows[first]] * embeddings[rows[partner[first]]]).sum(axis=1).astype(np.float64))
     sure = sorted(pooled.keys() - doubtful)
-    pairs = places_of_pairs(shared_frames, sure)
-    different = np.zeros(len(pairs))
+    pairs = places_of_pairs(np.array(sorted(shared_frames), np.int64).reshape(-1, 2), sure)
+    together = np.zeros(len(pairs))
     vectors = np.array([pooled[t].vector for t in sure])
     for i in range(0, len(pairs), _PAIRS_AT_A_TIME):
         part = slice(i, i + _PAIRS_AT_A_TIME)
-        different[part] = (vectors[pairs[part, 0]] * vectors[pairs[part, 1]]).sum(axis=1)
-    return Evidence(np.concatenate(same) if same else np.zeros(0), different)
+        together[part] = (vectors[pairs[part, 0]] * vectors[pairs[part, 1]]).sum(axis=1)
+    return Evidence(np.concatenate(same) if same else np.zeros(0), together)

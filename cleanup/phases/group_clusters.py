@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,17 +26,18 @@ from cleanup.algorithms.facebank_matching import (
 from cleanup.algorithms.person_linking import Link
 from cleanup.episode import Episode
 from cleanup.interfaces import Facebank, PersonMatch
+from cleanup.names import normalise_name
 from cleanup.people import ShowState, find_rejected
+from cleanup.phases.human_verdicts import read_manual_assignments
 from cleanup.phases.identity_rows import (
     FACEBANK_SOURCE,
     PERSON_SOURCE,
     compute_centroids,
     find_companions,
-    find_shared_frames,
     is_human_named,
-    read_manual_assignments,
 )
 from cleanup.phases.link_episodes import EpisodeLinker
+from cleanup.phases.seen_together import find_questions, judge_shared_frames
 from cleanup.phases.track_samples import pool_tracks
 from cleanup.settings import GroupClustersSettings, PoolingSettings
 
@@ -95,7 +96,10 @@ def group_clusters(
     asked = _vectors_to_match(rows, centroids, pooled, n_faces)
     matches = facebank.match(show, model, np.array([v for _, v in asked], np.float32)) if asked else []
     state = facebank.read_show(show, model)
-    shared = find_shared_frames(episode)
+    together = judge_shared_frames(episode, pooled)
+    shared = together.n_frames.keys()
+    # Who may be another one seen a second time takes no name from them, and is no person until somebody says so.
+    doubles = {question.identity_ids[1] for question in find_questions(episode, together)}
     found = _Grouping()
     warnings = []
     decisions: dict[str, MatchDecision] = {}
@@ -104,9 +108,9 @@ def group_clusters(
     else:
         rejected = {r["identity_id"]: find_rejected(episode.ep_id, r["track_ids"], state.rejections) for r in rows}
         decisions, votes = _decide(asked, matches, settings, rejected)
-        _name_rows(rows, decisions, votes, find_companions(rows, shared), settings, found)
+        _name_rows(rows, decisions, votes, find_companions(rows, shared), doubles, settings, found)
     # A known person comes near, but something speaks against it: that is no unknown person.
-    doubtful = {
+    doubtful = doubles | {
         identity_id
         for identity_id, decision in decisions.items()
         if decision.best is not None and decision.best.similarity >= settings.facebank_similarity
@@ -223,17 +227,25 @@ def _name_rows(
     decisions: dict[str, MatchDecision],
     votes: Mapping[str, Sequence[str]],
     companions: Mapping[str, set[str]],
+    doubles: Collection[str],
     settings: GroupClustersSettings,
     found: _Grouping,
 ) -> None:
-    """Names the clear cases, the most similar first, so that of two that share a frame the better one gets the name."""
+    """Names the clear cases, the most similar first, so that of two that share a frame the better one gets the name.
+
+    Identities that may be others seen a second time come last.
+    """
     holders: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if is_human_named(row) and row["person_id"] is not None:
             holders[row["person_id"]].append(row)
     order = sorted(
         (r for r in rows if r["identity_id"] in decisions),
-        key=lambda r: (-_best_similarity(decisions[r["identity_id"]]), r["identity_id"]),
+        key=lambda r: (
+            r["identity_id"] in doubles,
+            -_best_similarity(decisions[r["identity_id"]]),
+            r["identity_id"],
+        ),
     )
     for row in order:
         decision = decisions[row["identity_id"]]
@@ -417,6 +429,6 @@ def _why_apart(a: Row, b: Row, companions: Mapping[str, set[str]], by_hand: froz
         return "assigned by hand"
     if a["is_locked"] or b["is_locked"]:
         return "locked"
-    if is_human_named(a) and is_human_named(b) and a["name"] != b["name"]:
+    if is_human_named(a) and is_human_named(b) and normalise_name(a["name"] or "") != normalise_name(b["name"] or ""):
         return "named differently"
     return "share a frame" if b["identity_id"] in companions.get(a["identity_id"], ()) else None

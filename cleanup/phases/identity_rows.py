@@ -16,6 +16,7 @@ from cleanup import schemas
 from cleanup.algorithms.embedding_pooling import Centroid, PooledTrack, compute_centroid
 from cleanup.algorithms.frame_pairs import find_frame_pairs, places_of_pairs
 from cleanup.episode import Episode, format_identity_id
+from cleanup.names import normalise_name
 from cleanup.phases.track_samples import pool_tracks
 from cleanup.settings import PoolingSettings, ReclusterSettings
 
@@ -37,68 +38,22 @@ def is_human_named(row: Mapping[str, Any]) -> bool:
     return is_named and row["person_source"] not in (FACEBANK_SOURCE, PERSON_SOURCE)
 
 
-def read_manual_assignments(episode: Episode) -> tuple[dict[int, str], list[str]]:
-    """Tracks that a human put into an identity, from ``manual_assignments`` of identities.json.
+def find_shared_frames(episode: Episode) -> dict[tuple[int, int], int]:
+    """Pairs of tracks (lower id first) that are seen in two places of one frame -> in how many frames.
 
-    It maps a track, as the dialect writes it, to an identity id or to an object with ``identity_id``.
-
-    Returns:
-        Track -> identity id, and a sentence for everything that is not of this form or names what is not there.
+    Boxes on one another are one face found twice. Tracks that lie on one another as often as apart are such a face, and
+    no pair of two.
     """
-    entries = orjson.loads(episode.identity_document).get("manual_assignments") or {}
-    if not isinstance(entries, dict):
-        return {}, [f"manual_assignments is a {type(entries).__name__} and not an object; it is kept, but not obeyed"]
-    tracks = set(episode.tracks["track_id"].to_pylist())
-    identities = set(episode.identities["identity_id"].to_pylist())
-    assigned, odd = {}, []
-    for key, value in entries.items():
-        identity_id = value.get("identity_id") if isinstance(value, dict) else value
-        match = re.fullmatch(r"(?:track-)?(\d+)", key)
-        if match is None or int(match[1]) not in tracks or identity_id not in identities:
-            odd.append(f"manual_assignments: {key!r} to {identity_id!r} names what is not there; kept, but not obeyed")
-        else:
-            assigned[int(match[1])] = str(identity_id)
-    return assigned, odd
-
-
-def apply_manual_assignments(
-    rows: list[dict[str, Any]], earlier: Sequence[Mapping[str, Any]], assigned: Mapping[int, str]
-) -> list[dict[str, Any]]:
-    """Rows in which every track that a human assigned is in its identity; locked identities stay as they are.
-
-    Args:
-        rows: The identities as clustering left them.
-        earlier: The identities before; one that clustering dissolved comes back for its tracks.
-        assigned: Track -> identity id.
-    """
-    locked = {t for row in rows if row["is_locked"] for t in row["track_ids"]}
-    locked_ids = {row["identity_id"] for row in rows if row["is_locked"]}
-    wanted = {t: i for t, i in assigned.items() if t not in locked and i not in locked_ids}
-    before = {row["identity_id"]: row for row in earlier}
-    result = [
-        row if row["is_locked"] else {**row, "track_ids": [t for t in row["track_ids"] if t not in wanted]}
-        for row in rows
-    ]
-    place = {row["identity_id"]: row for row in result}
-    for track_id, identity_id in sorted(wanted.items()):
-        if identity_id not in place:
-            place[identity_id] = {**before[identity_id], "track_ids": [], "outlier_reason": None}
-            result.append(place[identity_id])
-        row = place[identity_id]
-        row["track_ids"] = sorted([*row["track_ids"], track_id])
-        if len(row["track_ids"]) > 1:
-            row["outlier_reason"] = None
-    return [row for row in result if row["track_ids"]]
-
-
-def find_shared_frames(episode: Episode) -> NDArray[np.int64]:
-    """Pairs of tracks (lower id first, sorted) that have two different faces in some frame; shape (m, 2)."""
     table = episode.boxes
     frames, tracks = schemas.ints_of(table, "frame_idx"), schemas.ints_of(table, "track_id")
-    return find_frame_pairs(frames, tracks, schemas.matrix_of(table["bbox"], 4)).tracks
+    found = find_frame_pairs(frames, tracks, schemas.matrix_of(table["bbox"], 4))
+    is_pair = found.n_apart > found.n_overlapping
+    return {
+        (a, b): n for (a, b), n in zip(found.tracks[is_pair].tolist(), found.n_apart[is_pair].tolist(), strict=True)
+    }
 
 
-def find_companions(rows: Iterable[Mapping[str, Any]], shared: NDArray[np.int64]) -> dict[str, set[str]]:
+def find_companions(rows: Iterable[Mapping[str, Any]], shared: Iterable[tuple[int, int]]) -> dict[str, set[str]]:
     """Identities that are seen together with each identity in some frame.
 
     Args:
@@ -109,7 +64,7 @@ def find_companions(rows: Iterable[Mapping[str, Any]], shared: NDArray[np.int64]
     tracks, names = sorted(owner), sorted(set(owner.values()))
     place = {name: i for i, name in enumerate(names)}
     owners = np.array([place[owner[track]] for track in tracks], np.int64)
-    first, second = owners[places_of_pairs(shared, tracks)].T
+    first, second = owners[places_of_pairs(np.array(sorted(shared), np.int64).reshape(-1, 2), tracks)].T
     companions: dict[str, set[str]] = defaultdict(set)
     for code in np.unique(first * len(names) + second).tolist():
         a, b = names[code // len(names)], names[code % len(names)]
@@ -123,7 +78,7 @@ def find_named_people(episode: Episode, tracks: Sequence[int]) -> NDArray[np.int
     """A number for the person that a human named each track's identity after, -1 where none did; shape (n,)."""
     people: dict[str, int] = {}
     named = {
-        track: people.setdefault(row["person_id"] or row["name"], len(people))
+        track: people.setdefault(row["person_id"] or normalise_name(row["name"]), len(people))
         for row in episode.identities.to_pylist()
         if is_human_named(row)
         for track in row["track_ids"]
@@ -192,8 +147,13 @@ def compute_centroids(episode: Episode, pooled: Mapping[int, PooledTrack]) -> di
     return centroids
 
 
-def refresh_identity_figures(episode: Episode, pooling: PoolingSettings, recluster: ReclusterSettings) -> Episode:
-    """Brings the figures kept with the identities up to date: sizes, cohesion, and the document's summary."""
+def refresh_identity_figures(
+    episode: Episode, pooling: PoolingSettings, recluster: ReclusterSettings | None
+) -> Episode:
+    """Brings the figures kept with the identities up to date: sizes, cohesion, and the document's summary.
+
+    Without settings, because nothing was clustered, what the summary says about clustering stays.
+    """
     centroids = compute_centroids(episode, pool_tracks(episode, pooling))
     n_faces = Counter(episode.embedded_faces["track_id"].to_pylist())
     rows = episode.identities.to_pylist()
@@ -208,7 +168,7 @@ def refresh_identity_figures(episode: Episode, pooling: PoolingSettings, reclust
     )
 
 
-def _summarise(episode: Episode, rows: list[dict[str, Any]], settings: ReclusterSettings) -> bytes:
+def _summarise(episode: Episode, rows: list[dict[str, Any]], settings: ReclusterSettings | None) -> bytes:
     document = orjson.loads(episode.identity_document)
     sizes = [len(row["track_ids"]) for row in rows]
     n_tracks, n_singletons = len(episode.tracks), sum(s == 1 for s in sizes)
@@ -222,18 +182,22 @@ def _summarise(episode: Episode, rows: list[dict[str, Any]], settings: Recluster
             singleton_fraction=round(n_singletons / len(rows), 4) if rows else 0.0,
             largest_cluster_size=max(sizes, default=0),
             largest_cluster_fraction=round(max(sizes, default=0) / n_tracks, 4),
-            cluster_thresh=settings.cluster_thresh.value,
-            min_cluster_size=settings.min_cluster_size,
-            algorithm="agglomerative",
-            linkage="average",
         )
+        if settings is not None:
+            metadata.update(
+                cluster_thresh=settings.cluster_thresh.value,
+                min_cluster_size=settings.min_cluster_size,
+                algorithm="agglomerative",
+                linkage="average",
+            )
     else:
         document.setdefault("ep_id", episode.ep_id)
-        document.setdefault("config", {}).update(
-            cluster_thresh=settings.cluster_thresh.value,
-            min_cluster_size=settings.min_cluster_size,
-            min_identity_sim=settings.min_identity_sim.value,
-        )
+        if settings is not None:
+            document.setdefault("config", {}).update(
+                cluster_thresh=settings.cluster_thresh.value,
+                min_cluster_size=settings.min_cluster_size,
+                min_identity_sim=settings.min_identity_sim.value,
+            )
         document.setdefault("stats", {}).update(
             faces=len(episode.embedded_faces),
             clusters=len(rows),

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cleanup.algorithms.embedding_pooling import Centroid, PooledTrack, find_views
 from cleanup.algorithms.facebank_matching import UNKNOWN, MatchDecision
 from cleanup.algorithms.person_linking import Link, link_people
+from cleanup.errors import FacebankError
+from cleanup.names import check_person_name, fold_name
 from cleanup.people import (
     HUMAN,
     NONE,
@@ -48,8 +49,9 @@ class EpisodeLinker:
         pooled: Vector of every track that has one.
         n_faces: Faces with an embedding by track.
         n_seen: Faces by track, with an embedding or without.
-        shared: Pairs of tracks that share a frame, shape (m, 2).
-        doubtful: Identities that come near a known person without being named; they found no unknown person.
+        shared: Pairs of tracks that share a frame.
+        doubtful: Identities that come near a known person without being named, or may be another identity seen a second
+            time; they found no unknown person.
     """
 
     show: str
@@ -60,7 +62,7 @@ class EpisodeLinker:
     pooled: Mapping[int, PooledTrack]
     n_faces: Mapping[int, int]
     n_seen: Mapping[int, int]
-    shared: NDArray[np.int64]
+    shared: Collection[tuple[int, int]]
     doubtful: frozenset[str] = frozenset()
 
     def link(self, rows: Sequence[Row], centroids: Mapping[str, Centroid]) -> dict[tuple[str, str], Link]:
@@ -110,7 +112,7 @@ class EpisodeLinker:
             person_id = self._given_person(row) or row["person_id"]
             is_new = person_id is not None and person_id not in self.state.names
             if is_new and not _UNKNOWN_ID.fullmatch(person_id):
-                new_people[person_id] = row["name"] or person_id
+                new_people[person_id] = _name_of(row, person_id)
             records.append(
                 ClusterRecord(
                     identity_id=row["identity_id"],
@@ -161,8 +163,8 @@ class EpisodeLinker:
         for reference in (row["person_id"], row["name"]):
             if reference in self.state.names:
                 return str(reference)
-            if reference is not None and reference.casefold() in self.state.aliases:
-                return self.state.aliases[reference.casefold()]
+            if reference is not None and fold_name(reference) in self.state.aliases:
+                return self.state.aliases[fold_name(reference)]
         return row["person_id"] or make_person_id(row["name"])
 
     def _describe(self, row: Row, centroid: Centroid, companions: Mapping[str, set[str]]) -> ShowCluster:
@@ -188,3 +190,11 @@ class EpisodeLinker:
             source=source,
             shares_frames_with=frozenset(companions.get(row["identity_id"], ())),
         )
+
+
+def _name_of(row: Row, person_id: str) -> str:
+    """The name that a human wrote into the file, unless nobody could have given it to the Facebank."""
+    try:
+        return check_person_name(row["name"] or person_id)
+    except FacebankError:
+        return person_id

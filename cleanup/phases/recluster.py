@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,20 +13,17 @@ from numpy.typing import NDArray
 from cleanup import schemas
 from cleanup.algorithms.average_linkage import Conflicts, Merge, cluster_tracks
 from cleanup.algorithms.embedding_pooling import PooledTrack, find_views
-from cleanup.algorithms.frame_pairs import places_of_pairs
 from cleanup.algorithms.threshold_evidence import place_threshold
-from cleanup.algorithms.track_clustering import attach_singletons, eject_outliers, find_view_merges
+from cleanup.algorithms.track_clustering import attach_singletons, eject_outliers, find_twins, find_view_merges
 from cleanup.episode import Episode
 from cleanup.interfaces import RunMany, run_in_turn
-from cleanup.phases.evidence import gather_cluster_evidence
+from cleanup.phases.human_verdicts import apply_manual_assignments, read_manual_assignments
 from cleanup.phases.identity_rows import (
     Cluster,
-    apply_manual_assignments,
     carry_over,
     find_named_people,
-    find_shared_frames,
-    read_manual_assignments,
 )
+from cleanup.phases.seen_together import SeenTogether, find_questions, judge_shared_frames
 from cleanup.phases.track_samples import group_rows, pool_tracks
 from cleanup.progress import ReportItems, ignore_items
 from cleanup.settings import PoolingSettings, ReclusterSettings
@@ -48,7 +47,8 @@ def recluster(
     """Groups all tracks that are in no locked identity; afterwards every track is in exactly one identity.
 
     Args:
-        episode: Its faces are pooled per track; tracks that share a frame never join.
+        episode: Its faces are pooled per track; tracks that share a frame never join. Of two that may be one person one
+            is set apart, with others like it, and keeps nothing else apart.
         settings: Thresholds of clustering, ejection and the second look at singletons.
         pooling: How a track's faces become one vector.
         report: Told how many of the steps are done.
@@ -63,7 +63,8 @@ def recluster(
     locked = {t for r in episode.identities.filter(episode.identities["is_locked"])["track_ids"].to_pylist() for t in r}
     free = [t for t in sorted(episode.tracks["track_id"].to_pylist()) if t not in locked]
     tracks = [t for t in free if t in pooled]
-    run = _Clustering(episode, settings, tracks, pooled)
+    together = judge_shared_frames(episode, pooled)
+    run = _Clustering(episode, settings, tracks, pooled, together)
     report(2, 4, "thresholds placed")
     clusters = run.cluster(run_many)
     report(3, 4, "clustered")
@@ -74,6 +75,7 @@ def recluster(
     n_before = len(episode.identities)
     episode = episode.replace(identities=schemas.build_table(rows, schemas.IDENTITY_SCHEMA))
     after = _fractions([len(r["track_ids"]) for r in rows], len(episode.tracks))
+    questions = find_questions(episode, together)
     report(4, 4, "identities carried over")
     return episode, {
         "clusters_merged": max(n_before - len(rows), 0),
@@ -84,12 +86,20 @@ def recluster(
         "tracks_ejected": len(run.ejected),
         "singletons_attached": sum(m.evidence == "singleton" for m in run.merges),
         "conflicting_pairs": run.conflicts.count(),
+        "questions": [question.describe() for question in questions],
         "thresholds": run.describe_thresholds(),
         "merges": run.describe_merges(),
         "ejections": run.describe_ejections(),
         "manual_assignments": len(assigned),
-        "warnings": odd,
+        "warnings": [*odd, *together.warnings, *_ask(episode, len(questions))],
     }
+
+
+def _ask(episode: Episode, n_questions: int) -> list[str]:
+    if n_questions == 0:
+        return []
+    what = "1 pair of identities" if n_questions == 1 else f"{n_questions} pairs of identities"
+    return [f"{what} may be one person seen twice, or twins; to say which: cleanup people questions {episode.ep_id}"]
 
 
 def _fractions(sizes: list[int], n_tracks: int) -> tuple[float, float]:
@@ -102,16 +112,30 @@ class _Clustering:
     """One clustering of an episode's free tracks, step by step; every step leaves what it did and why."""
 
     def __init__(
-        self, episode: Episode, settings: ReclusterSettings, tracks: list[int], pooled: dict[int, PooledTrack]
+        self,
+        episode: Episode,
+        settings: ReclusterSettings,
+        tracks: list[int],
+        pooled: dict[int, PooledTrack],
+        together: SeenTogether,
     ) -> None:
         self._settings, self._tracks, self._episode = settings, tracks, episode
         self._vectors = np.array([pooled[t].vector for t in tracks]).reshape(len(tracks), episode.dimension or 0)
-        shared = find_shared_frames(episode)
-        self.conflicts = Conflicts(places_of_pairs(shared, tracks), find_named_people(episode, tracks))
+        place = {t: i for i, t in enumerate(tracks)}
+        people = find_named_people(episode, tracks)
+
+        def places(pairs: Iterable[tuple[int, int]]) -> Conflicts:
+            known = ((place[a], place[b]) for a, b in pairs if a in place and b in place)
+            return Conflicts(Conflicts.of(known).pairs, people)
+
+        self.conflicts = places(together.apart)
+        self._alike = [(place[a], place[b]) for a, b in together.alike if a in place and b in place]
+        # Where no more than one track looks for its cluster, those two are kept apart like any other.
+        self._all_apart = places([*together.apart, *together.alike])
         self.ejected: dict[int, float] = {}
         self.merges: list[Merge] = []
         self._fallback_only = _tracks_kept_despite(episode)
-        self._evidence = gather_cluster_evidence(episode, pooled, shared)
+        self._evidence = together.evidence
         cut = settings.cluster_thresh
         self._cut = place_threshold(self._evidence, _CUT_POSITION, cut.value, is_auto=cut.is_auto)
         # Where the cut is placed, what is configured relative to it moves along.
@@ -123,6 +147,7 @@ class _Clustering:
         result = cluster_tracks(self._vectors, self._cut.value, self.conflicts, run_many)
         labels, self.merges = result.labels, list(result.merges)
         self._join_views(labels)
+        self._part_twins(labels, run_many)
         reasons: dict[int, str] = {}
         self.ejected = eject_outliers(self._vectors, labels, self._min_identity_sim)
         for i in sorted(self.ejected):
@@ -137,6 +162,23 @@ class _Clustering:
                 label = int(labels.max()) + 1 + i
             members[label].append(i)
         return [self._as_cluster(m, reasons) for m in members.values()]
+
+    def _part_twins(self, labels: NDArray[np.int64], run_many: RunMany) -> None:
+        """Clusters those who are seen twice by themselves, and of them those who are seen a third time, and so on."""
+        pairs = np.array(self._alike, np.int64).reshape(-1, 2)
+        # What one person's faces differ by tells nobody apart.
+        min_lead = 1 - self._evidence.same_low if self._alike else 1.0
+        while len(leaving := find_twins(self._vectors, labels, pairs, min_lead)):
+            place = np.full(len(labels), -1)
+            place[leaving] = np.arange(len(leaving))
+            inside = place[self.conflicts.pairs]
+            conflicts = Conflicts(inside[(inside >= 0).all(axis=1)], self.conflicts.people_of(len(labels))[leaving])
+            result = cluster_tracks(self._vectors[leaving], self._cut.value, conflicts, run_many)
+            labels[leaving] = labels.max() + 1 + result.labels
+            self.merges += [
+                replace(merge, first=int(leaving[merge.first]), second=int(leaving[merge.second]))
+                for merge in result.merges
+            ]
 
     def _join_views(self, labels: NDArray[np.int64]) -> None:
         if len(self._tracks) == 0:
@@ -171,7 +213,7 @@ class _Clustering:
                 return
             limit = settings.singleton_similarity + self._shift - round_number * settings.singleton_fallback_delta
             joins = attach_singletons(
-                self._vectors, labels, self.conflicts, min_similarity=limit, n_neighbours=settings.singleton_neighbours
+                self._vectors, labels, self._all_apart, min_similarity=limit, n_neighbours=settings.singleton_neighbours
             )
             for i, label, similarity in joins:
                 joined = labels == label
@@ -184,8 +226,8 @@ class _Clustering:
                 labels[i] = label
 
     def _clash(self, members: NDArray[np.bool_]) -> bool:
-        named = self.conflicts.people_of(len(members))[members]
-        first, second = self.conflicts.pairs.T
+        named = self._all_apart.people_of(len(members))[members]
+        first, second = self._all_apart.pairs.T
         return bool((members[first] & members[second]).any()) or len(np.unique(named[named >= 0])) > 1
 
     def describe_thresholds(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from cleanup import schemas
 from cleanup.algorithms.appearance_gate import Candidate, compute_consecutive_iou
 from cleanup.episode import Episode
 from cleanup.phases.gate import find_track_changes, place_gate
+from cleanup.phases.human_verdicts import inherit_verdicts
 from cleanup.phases.track_samples import TrackSamples, group_rows, iterate_samples
 from cleanup.progress import ReportItems, ignore_items
 from cleanup.settings import SplitTracksSettings
@@ -139,7 +140,7 @@ def _apply(episode: Episode, changes: dict[int, list[_Boundary]]) -> Episode:
     for row in identities:
         row["track_ids"] = sorted(p for t in row["track_ids"] for p in pieces.get(t, [t]))
     observations = episode.observations
-    return episode.replace(
+    changed = episode.replace(
         tracks=schemas.build_table(tracks, schemas.TRACK_SCHEMA),
         boxes=_reassign(episode.boxes, changes, pieces).sort_by(
             [("track_id", "ascending"), ("frame_idx", "ascending")]
@@ -148,6 +149,7 @@ def _apply(episode: Episode, changes: dict[int, list[_Boundary]]) -> Episode:
         identities=schemas.build_table(identities, schemas.IDENTITY_SCHEMA),
         observations=None if observations is None else _reassign(observations, changes, pieces),
     )
+    return inherit_verdicts(changed, pieces)
 
 
 def _name_pieces(episode: Episode, changes: dict[int, list[_Boundary]]) -> dict[int, list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import combinations
 
 import numpy as np
@@ -15,14 +16,19 @@ from tests.builders import make_people
 
 def walk(
     frames: np.ndarray, tracks: np.ndarray, boxes: np.ndarray, embeddings: np.ndarray
-) -> dict[tuple[int, int], float]:
-    found: dict[tuple[int, int], list[float]] = {}
+) -> dict[tuple[int, int], tuple[int, int, float]]:
+    """Pair -> frames in which its faces are two, frames in which they are one, and the mean cosine of the two."""
+    apart: dict[tuple[int, int], list[float]] = {}
+    overlapping: Counter[tuple[int, int]] = Counter()
     for i, j in combinations(range(len(frames)), 2):
-        is_apart = compute_iou_matrix(boxes[i], boxes[j])[0, 0] < SAME_FACE_IOU
-        if frames[i] == frames[j] and tracks[i] != tracks[j] and is_apart:
-            pair = (int(min(tracks[i], tracks[j])), int(max(tracks[i], tracks[j])))
-            found.setdefault(pair, []).append(float(embeddings[i] @ embeddings[j]))
-    return {pair: float(np.mean(values)) for pair, values in found.items()}
+        if frames[i] != frames[j] or tracks[i] == tracks[j]:
+            continue
+        pair = (int(min(tracks[i], tracks[j])), int(max(tracks[i], tracks[j])))
+        if compute_iou_matrix(boxes[i], boxes[j])[0, 0] < SAME_FACE_IOU:
+            apart.setdefault(pair, []).append(float(embeddings[i] @ embeddings[j]))
+        else:
+            overlapping[pair] += 1
+    return {pair: (len(values), overlapping[pair], float(np.mean(values))) for pair, values in apart.items()}
 
 
 @pytest.mark.parametrize(("block", "pending"), [(512, 1 << 16), (3, 5)])
@@ -38,8 +44,10 @@ def test_every_pair_is_found_once_with_its_mean(monkeypatch: pytest.MonkeyPatch,
     expected = walk(frames, tracks, boxes, embeddings)
 
     assert [tuple(pair) for pair in found.tracks.tolist()] == sorted(expected)
-    assert found.similarities == pytest.approx([expected[pair] for pair in sorted(expected)], abs=1e-6)
-    assert len(expected) > 50
+    n_apart, n_overlapping, similarities = zip(*(expected[pair] for pair in sorted(expected)), strict=True)
+    assert (found.n_apart.tolist(), found.n_overlapping.tolist()) == (list(n_apart), list(n_overlapping))
+    assert found.similarities == pytest.approx(similarities, abs=1e-6)
+    assert len(expected) > 50 and sum(n_overlapping) > 5
 
 
 def test_faces_that_are_alone_give_no_pair() -> None:

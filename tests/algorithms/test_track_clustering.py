@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cleanup.algorithms.average_linkage import Conflicts
-from cleanup.algorithms.track_clustering import attach_singletons, eject_outliers, find_view_merges
+from cleanup.algorithms.track_clustering import attach_singletons, eject_outliers, find_twins, find_view_merges
 from tests.builders import make_faces, make_people
 
 NONE = Conflicts.of([])
@@ -16,6 +16,32 @@ def test_a_member_unlike_its_cluster_is_ejected() -> None:
     vectors = np.concatenate([make_faces(people[0], 6), people[1:2]])
 
     assert list(eject_outliers(vectors, np.zeros(7, int), 0.45)) == [6]
+
+
+def test_a_reflection_leaves_and_the_face_stays() -> None:
+    face = make_faces(make_people(1)[0], 6)
+    vectors = np.concatenate([face, face[:2]])
+    pairs = np.array([[0, 6], [1, 7]])
+
+    assert find_twins(vectors, np.zeros(8, int), pairs, 0.1).tolist() == [6, 7]
+    assert find_twins(vectors, np.array([0] * 6 + [1, 2]), pairs, 0.1).tolist() == [], "they are apart already"
+
+
+def test_between_two_mirrors_one_of_each_pair_leaves() -> None:
+    vectors = np.repeat(make_people(1), 4, axis=0)
+
+    assert find_twins(vectors, np.zeros(4, int), np.array([[0, 1], [0, 2], [1, 2]]), 0.1).tolist() == [1, 2]
+
+
+def test_twins_who_can_be_told_apart_end_up_on_their_sides() -> None:
+    """Whoever is first in a pair; all of them are near enough to be in one cluster."""
+    base, one, other = make_people(3)
+    twins = [make_faces(base + 0.6 * own, 5, noise=0.05, seed=seed) for seed, own in enumerate((one, other))]
+    pairs = np.array([[0, 5], [6, 1], [2, 7], [8, 3], [4, 9]])
+
+    leaving = find_twins(np.concatenate(twins), np.zeros(10, int), pairs, 0.1).tolist()
+
+    assert leaving in ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9])
 
 
 def test_a_singleton_joins_the_cluster_it_belongs_to() -> None:

@@ -46,6 +46,7 @@ from cleanup.names import show_of
 from cleanup.phases.observe import attach_detections, plan_observations
 from cleanup.progress import ignore_items
 from cleanup.resolve_settings import ResolvedSettings, resolve_for_run
+from cleanup.settings import Secret
 from tests.conftest import SHARED, copy_data
 
 Labels = NDArray[np.int64]
@@ -287,7 +288,7 @@ def bench_episode(root: Path, truth_file: Path, seeds: Path, settings: ResolvedS
             open_embedded_facebank(RootPath.of_file(Path(scratch) / "postgres")) as facebank,
         ):
             enroll_seeds(facebank, seeds, settings, show)
-            named = replace(settings.settings.group_clusters, facebank_dsn=facebank.dsn)
+            named = replace(settings.settings.group_clusters, facebank_dsn=Secret(facebank.dsn))
             with_seeds = replace(settings, settings=replace(settings.settings, group_clusters=named))
             outcome, area = ours(scene, root, with_seeds, is_grouped=True)
         rows.append({"method": "ours", **score(scene, outcome), "quality AUC": area})

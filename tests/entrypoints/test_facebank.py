@@ -198,6 +198,8 @@ FORGED: dict[str, tuple[Callable[[dict[str, bytes]], None], str, str]] = {
                       "no unit vector"),
     "a person id that is a path": (lambda m: edit_manifest(m, lambda f: f["seeds"][0].update(person_id="../x")), "",
                                    "letters, digits"),
+    "a name with an escape": (lambda m: edit_manifest(m, lambda f: f["seeds"][0].update(name="A\x1b[2J")), "",
+                             "U+001B"),
     "a show that is a path": (lambda m: edit_manifest(m, lambda f: f["seeds"][0].update(show="../x")), "",
                               "letters, digits"),
     "a field missing": (lambda m: edit_manifest(m, lambda f: f["seeds"][0].pop("model")), "", "not valid"),

@@ -377,6 +377,14 @@ def test_what_cannot_be_served_safely_is_not(
     assert done.returncode in (1, 2) and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize("token", ["5ecret-and-long-enough\nx", "5ecret-and-l\u00f6ng-enough", "5ecret"])
+def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLEANUP_API_TOKEN", token)
+    result = cleanup("jobs", "list", "--url", "http://127.0.0.1:9", code=2)
+
+    assert "CLEANUP_API_TOKEN" in result.stderr and "5ecret" not in result.output + repr(result.exception)
+
+
 def test_a_port_in_use_is_one_line(drawn: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -206,6 +206,27 @@ def test_a_name_that_a_human_wrote_into_a_file_spreads(root: Path) -> None:
     assert labels(root, FIRST)["id_0003"] == (None, "Zoë Müller"), "what a human wrote stays as it is"
 
 
+def test_a_name_is_the_same_in_whatever_form_of_unicode_it_is_written(root: Path) -> None:
+    composed, decomposed = "Jos\u00e9", "Jose\u0301"
+    for part in ("manifests", "embeds"):
+        shutil.rmtree(root / part / FIRST)
+    write_episode(root, "emitted", (("a",), ("a",), ("b",)))
+    path = root / "manifests" / FIRST / "identities.json"
+    document = json.loads(path.read_text())
+    document["identities"][0]["name"], document["identities"][1]["name"] = composed, decomposed
+    path.write_text(json.dumps(document))
+
+    cleanup("run", "--ep-id", FIRST, "--out-root", root, "--actions", "recluster", "--write-back", "-q")
+    assert list(labels(root, FIRST).values()) == [(None, composed), NOBODY], "two identities of one name became one"
+
+    people(root, "name", "anna", decomposed, "--show", "show")
+    assert json.loads(people(root, "list", "--json").stdout)[0]["name"] == composed
+    people(root, "alias", "anna", f"{decomposed} Ferrer", "--show", "show")
+    people(root, "show", f"{composed} FERRER", "--show", "show")
+    for command in ("name", "alias"):
+        assert "U+202E" in people(root, command, "anna", "An\u202ena", "--show", "show", code=2).stderr
+
+
 def test_the_order_of_episodes_does_not_matter(root: Path, tmp_path: Path) -> None:
     group(root, SECOND), group(root, FIRST), group(root, FIRST), group(root, SECOND)
     assert labels(root, FIRST) == labels(root, SECOND)
@@ -325,3 +346,118 @@ def test_a_name_kept_by_a_lock_is_known_to_a_new_facebank(root: Path, tmp_path: 
     assert labels(root, FIRST)["id_0001"] == ("anna", "Anna")
     listed = {p["person_id"]: p["is_unknown"] for p in json.loads(people(root, "list", "--json").stdout)}
     assert listed["anna"] is False and listed["berta"] is False
+
+
+# Three pairs of people who share frames, and b beside somebody who looks like b.
+BESIDE = ("a", "b", "c", "d", "a", "c", "b", "b")
+
+
+def identities(root: Path) -> dict[str, list[int]]:
+    document = json.loads((root / "manifests" / FIRST / "identities.json").read_text())
+    return {i["identity_id"]: i["track_ids"] for i in document["identities"]}
+
+
+def questions(root: Path) -> list[dict[str, Any]]:
+    return list(json.loads(people(root, "questions", "--json").stdout))
+
+
+def test_twins_and_reflections_are_asked_about_until_a_person_says_what_they_are(tmp_path: Path) -> None:
+    """On files alone, without a Facebank."""
+    write_episode(tmp_path, "emitted", [(p,) for p in BESIDE], together=range(1, 8, 2))
+
+    report = recluster(tmp_path, "recluster")
+
+    assert identities(tmp_path) == {
+        "id_0001": [1, 5],
+        "id_0002": [2, 7],
+        "id_0003": [3, 6],
+        "id_0004": [4],
+        "id_0008": [8],
+    }
+    asked = questions(tmp_path)
+    assert [(q["ep_id"], q["identity_ids"], q["track_ids"]) for q in asked] == [
+        (FIRST, ["id_0002", "id_0008"], [[7, 8]])
+    ]
+    assert [{"ep_id": FIRST, **q} for q in report["recluster"]["questions"]] == asked
+    assert f"cleanup people questions {FIRST}" in report["warnings"][0]
+    shown = people(tmp_path, "questions", FIRST)
+    assert "id_0002\tid_0008" in shown.stdout
+    assert "cleanup people apart" in shown.stderr
+    assert people(tmp_path, "questions", "--show", "other", "--json").stdout.strip() == "[]"
+
+    people(tmp_path, "apart", FIRST, "id_0008", "id_0002")
+
+    assert questions(tmp_path) == []
+    assert "two people already" in people(tmp_path, "apart", FIRST, "id_0002", "id_0008").stdout
+    before = artifacts(tmp_path)
+    assert recluster(tmp_path, "recluster")["recluster"]["questions"] == []
+    assert artifacts(tmp_path) == before
+
+    people(tmp_path, "merge", f"{FIRST}:id_0008", f"{FIRST}:id_0002", "--show", "show")
+
+    assert identities(tmp_path)["id_0002"] == [2, 7, 8]
+    assert "id_0008" not in identities(tmp_path)
+    merged = identities(tmp_path)
+    assert recluster(tmp_path, "recluster")["recluster"]["questions"] == []
+    assert identities(tmp_path) == merged
+    cleanup("validate", "--ep-id", FIRST, "--out-root", tmp_path)
+    backups = cleanup("backups", "list", FIRST, "--out-root", tmp_path).stdout.splitlines()
+    by_hand = [line.split("\t")[0] for line in backups if "\tpeople\t" in line]
+    cleanup("backups", "restore", FIRST, by_hand[-1], "--out-root", tmp_path)
+    assert artifacts(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("apart", FIRST, "id_0001", "id_0003"), "share no frame"),
+        (("apart", FIRST, "id_0001", "id_0099"), "no identity 'id_0099'"),
+        (("merge", f"{FIRST}:id_0001", f"{SECOND}:id_0001", "--show", "show"), "of two episodes"),
+        (("merge", f"{FIRST}:id_0001", f"{FIRST}:id_0002", "--show", "show"), "is locked"),
+        (("merge", f"{FIRST}:id_0003", f"{FIRST}:id_0003", "--show", "show"), "one identity already"),
+        (("merge", f"{FIRST}:id_0003", f"{FIRST}:id_0004", "--show", "show"), "merge the two people first"),
+        (("questions", SECOND), SECOND),
+    ],
+)
+def test_a_verdict_that_cannot_be_right_changes_nothing(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    write_episode(tmp_path, "emitted", TRACKS, together=(3,), locked=(0,))
+    path = tmp_path / "manifests" / FIRST / "identities.json"
+    document = json.loads(path.read_text())
+    document["identities"][2]["name"], document["identities"][3]["name"] = "Cleo", "Dora"
+    path.write_text(json.dumps(document))
+    before = artifacts(tmp_path)
+
+    result = people(tmp_path, *arguments, code=2)
+
+    assert message in result.stderr
+    assert artifacts(tmp_path) == before
+
+
+def test_a_reflection_takes_no_name_and_is_nobody_until_it_is_merged(tmp_path: Path) -> None:
+    """Though it is more like the seeds than the person is."""
+    write_episode(tmp_path, "emitted", [(p,) for p in BESIDE], together=range(1, 8, 2))
+    (tmp_path / "videos" / FIRST).mkdir(parents=True)
+    recluster(tmp_path, "recluster")
+    with open_facebank(tmp_path) as facebank:
+        rows = np.load(tmp_path / "embeds" / FIRST / "faces.npy")[-12:]
+        vector = rows.mean(axis=0) / np.linalg.norm(rows.mean(axis=0))
+        facebank.enroll("show", "tiny", "sha", [Seed("berta", "Berta", "b.jpg", "digest", vector, 0.9)])
+
+    report = group(tmp_path, FIRST)
+
+    assert labels(tmp_path, FIRST)["id_0002"] == ("berta", "Berta")
+    assert labels(tmp_path, FIRST)["id_0008"] == NOBODY
+    across = report["grouping"]["across_episodes"]
+    assert [(c["cluster_id"], c["shares_a_frame_with"]) for c in across["conflicts"]] == [("id_0008", "id_0002")]
+    assert sorted(p["cluster_id"] for p in across["new_people"]) == ["id_0001", "id_0003", "id_0004"]
+
+    people(tmp_path, "merge", f"{FIRST}:id_0008", f"{FIRST}:id_0002", "--show", "show")
+
+    shown = json.loads(people(tmp_path, "show", "berta", "--show", "show", "--json").stdout)
+    assert [(row["identity_id"], row["tracks"], row["faces"]) for row in shown] == [("id_0002", 3, 36)]
+    events = json.loads(people(tmp_path, "log", "--show", "show", "--limit", "1", "--json").stdout)
+    assert (events[0]["kind"], events[0]["identity_id"], events[0]["reason"]) == ("join", "id_0008", "is id_0002")
+    assert not group(tmp_path, FIRST)["grouping"]["across_episodes"]["conflicts"]
+    assert labels(tmp_path, FIRST)["id_0002"] == ("berta", "Berta")
