@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 
 from cleanup.edges.job_store import JobStore
+from cleanup.edges.root_path import RootPath
 
 ENDED = ("succeeded", "failed", "canceled")
 TIMEOUT_S = 120.0
@@ -91,6 +92,6 @@ def serve(
         process.terminate()
         process.wait(30)
         process.stdout.close()
-        for job in JobStore(root / "runs" / "jobs").read_all():
-            if is_last and job.pid is not None:
-                os.killpg(job.pid, signal.SIGKILL)
+        for job in JobStore(RootPath(root)).read_all():
+            if is_last and job.process is not None:
+                job.process.send(signal.SIGKILL)

@@ -10,17 +10,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cleanup.edges.job_store import CANCELED, FAILED, SUCCEEDED, JobStore
+import orjson
+
+from cleanup.edges.job_records import CANCELED, FAILED, SUCCEEDED
+from cleanup.edges.job_store import JobStore
+from cleanup.edges.root_path import RootPath
 from tests.builders import artifacts_of
 
 EP = "demo-s01e01"
 
 
 def start(root: Path, **requested: Any) -> tuple[JobStore, str, subprocess.Popen[bytes]]:
-    store = JobStore(root / "runs" / "jobs")
+    store = JobStore(RootPath(root))
     job_id = store.create("episode", (EP,), {"write_back": True, **requested}).job_id
     process = subprocess.Popen(
-        [sys.executable, "-m", "cleanup.entrypoints.job_process", root / "runs" / "jobs", job_id],
+        [sys.executable, "-m", "cleanup.entrypoints.job_process", root, job_id],
         env={**os.environ, "SCREENALYTICS_DATA_ROOT": str(root), "CLEANUP_MODELS": str(root / "models")},
         start_new_session=True, stderr=subprocess.PIPE,
     )  # fmt: skip
@@ -33,9 +37,10 @@ def test_a_job_does_what_the_command_does(drawn: Path) -> None:
 
     job = store.read(job_id)
 
-    assert job.state == SUCCEEDED and job.summary is not None and job.error is None
-    assert job.summary["actions_completed"] == ["split_tracks", "recluster"]
-    assert job.summary["settings"]["stride"]["value"] == 4
+    assert job.state == SUCCEEDED and job.error is None
+    report = orjson.loads(orjson.dumps(store.read_report(job_id)))
+    assert report["actions_completed"] == ["split_tracks", "recluster"] and report["run_id"] == job.run_id
+    assert report["settings"]["stride"]["value"] == 4
     assert (store.folder_of(job_id) / "progress.json").exists()
 
 
