@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 
 from cleanup.edges.json_objects import read_object
 from cleanup.edges.process_identity import ProcessIdentity
-from cleanup.edges.root_path import RootPath
+from cleanup.edges.root_path import RootPath, UnsafePathError
 from cleanup.errors import ArtifactError, DamagedJobError
 from cleanup.input_limits import MAX_INTEGER, MAX_RECORD_BYTES
 from cleanup.names import EP_ID_PATTERN, RUN_ID_PATTERN, EpId, RunId
@@ -160,10 +160,13 @@ def read_record(path: RootPath, kind: type[_R], limit: int = MAX_RECORD_BYTES) -
 
     Raises:
         DamagedJobError: It is not whole, or of a newer version.
+        UnsafePathError: It is no file.
         OSError: It cannot be read.
     """
     try:
         content = read_object(path, limit)
+    except UnsafePathError:
+        raise
     except ArtifactError as error:
         raise DamagedJobError(str(error)) from None
     if content is None:

@@ -191,9 +191,12 @@ class JobStore:
 
         Raises:
             JobError: There is no such job, or its report is not whole.
+            UnsafePathError: Its report is no file.
         """
         try:
             return read_fragment(self.folder_of(job_id) / "report.json")
+        except UnsafePathError:
+            raise
         except ArtifactError as error:
             raise DamagedJobError(str(error)) from None
 

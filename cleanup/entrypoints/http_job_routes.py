@@ -3,6 +3,7 @@
 # No postponed annotations here: FastAPI reads those of the routes, which name things of the function around them.
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
@@ -21,11 +22,20 @@ from cleanup.entrypoints.episode_pictures import describe_pictures, find_thumbna
 from cleanup.entrypoints.http_guards import answer
 from cleanup.entrypoints.http_models import problems
 from cleanup.entrypoints.http_requests import check_options, choose_season
-from cleanup.entrypoints.job_events import EVENT_ID_PATTERN, EventPlace, find_place, read_tail, stream_events
+from cleanup.entrypoints.job_events import (
+    EVENT_ID_PATTERN,
+    FIRST_EVENT_ID,
+    EventPlace,
+    find_place,
+    read_tail,
+    stream_events,
+)
 from cleanup.entrypoints.job_pool import JobPool
 from cleanup.entrypoints.job_standing import describe_standing
+from cleanup.errors import CleanupError, first_line
 from cleanup.input_limits import MAX_PICTURE_BYTES
 
+_log = logging.getLogger(__name__)
 _MAX_STREAMS = 200
 _CURSOR_PATTERN = rf"([0-9]{{1,16}})-({JOB_ID_PATTERN})"
 _CURSOR = re.compile(_CURSOR_PATTERN)
@@ -149,12 +159,10 @@ def _add_watching(router: APIRouter, pool: JobPool, find_job: Callable[..., Job]
     async def find_event(
         job: found,
         last_event_id: Annotated[
-            str | None, Header(pattern=f"^{EVENT_ID_PATTERN}$", description="id of the last event seen")
-        ] = None,
+            str, Header(pattern=f"^{EVENT_ID_PATTERN}$", description="id of the last event seen")
+        ] = FIRST_EVENT_ID,
     ) -> AsyncIterator[tuple[str, EventPlace]]:
-        place = EventPlace(0, 0)
-        if last_event_id is not None:
-            place = await asyncio.to_thread(find_place, store, job, last_event_id)
+        place = await asyncio.to_thread(find_place, store, job, last_event_id)
         if place.is_end:
             raise StreamOver
         if streams.locked():
@@ -169,8 +177,11 @@ def _add_watching(router: APIRouter, pool: JobPool, find_job: Callable[..., Job]
         place: Annotated[tuple[str, EventPlace], Depends(find_event)],
     ) -> AsyncIterator[ServerSentEvent]:
         """A job's events as they come: `progress`, `log`, at last `done` or `error`; resumes after Last-Event-ID."""
-        async for event in stream_events(store, *place):
-            yield event
+        try:
+            async for event in stream_events(store, *place):
+                yield event
+        except (CleanupError, OSError) as error:  # it was removed, or storage is away: whoever asks again is told
+            _log.warning("the events of job %s end before it does: %s", place[0], first_line(error))
 
 
 def _add_pictures(router: APIRouter, root: DataRoot, find_job: Callable[..., Job]) -> None:

@@ -20,6 +20,7 @@ _RETRY_MS = 1000
 _MAX_BYTES = 1 << 20
 EVENT_ID_PATTERN = r"([0-9]{1,18})-([0-9]{1,18})(-end)?"
 _ID = re.compile(EVENT_ID_PATTERN)
+FIRST_EVENT_ID = "0-0"
 _EVENTS, _LOG = "events.jsonl", "log.txt"
 
 
@@ -36,20 +37,22 @@ def find_place(store: JobStore, job: Job, event_id: str) -> EventPlace:
 
     Raises:
         SettingsError: It is no id of an event of this job.
+        UnsafePathError: The job's files are none.
     """
     match = _ID.fullmatch(event_id)
     folder = store.folder_of(job.job_id)
     if match is not None:
         place = EventPlace(int(match[1]), int(match[2]), match[3] is not None)
-        is_there = _is_between_lines(folder / _EVENTS, place.at_event) and place.at_log <= _size_of(folder / _LOG)
-        if is_there and (job.state in ENDED or not place.is_end):
+        n_event_bytes, n_log_bytes = _size_of(folder / _EVENTS), _size_of(folder / _LOG)
+        is_there = place.at_event <= n_event_bytes and place.at_log <= n_log_bytes
+        if is_there and _begins_line(folder / _EVENTS, place.at_event) and (job.state in ENDED or not place.is_end):
             return place
     raise SettingsError(f"Last-Event-ID {event_id[:100]!r}: job {job.job_id} has had no such event; leave it out")
 
 
-def _is_between_lines(path: RootPath, place: int) -> bool:
-    if not 0 < place <= _size_of(path):
-        return place == 0
+def _begins_line(path: RootPath, place: int) -> bool:
+    if place == 0:
+        return True
     with path.open("rb") as stream:
         stream.seek(place - 1)
         return stream.read(1) == b"\n"
