@@ -10,9 +10,9 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 
-from cleanup.edges.json_objects import read_object
 from cleanup.edges.process_identity import ProcessIdentity
-from cleanup.edges.root_path import RootPath, UnsafePathError
+from cleanup.edges.records import take
+from cleanup.edges.root_path import RootPath
 from cleanup.errors import ArtifactError, DamagedJobError
 from cleanup.input_limits import MAX_INTEGER, MAX_RECORD_BYTES
 from cleanup.names import EP_ID_PATTERN, RUN_ID_PATTERN, EpId, RunId
@@ -159,18 +159,15 @@ def read_record(path: RootPath, kind: type[_R], limit: int = MAX_RECORD_BYTES) -
     """A record, or None where the file is not there.
 
     Raises:
-        DamagedJobError: It is not whole, or of a newer version.
-        UnsafePathError: It is no file.
+        DamagedJobError: It is not whole, no file, or of a newer version.
         OSError: It cannot be read.
     """
     try:
-        content = read_object(path, limit)
-    except UnsafePathError:
-        raise
+        content = take(path, dict, limit)
+    except FileNotFoundError:
+        return None
     except ArtifactError as error:
         raise DamagedJobError(str(error)) from None
-    if content is None:
-        return None
     version = content.get("version", 0)
     if isinstance(version, int) and version > VERSION:
         raise DamagedJobError(f"{path}: of version {version}, made by a newer cleanup, which has to be used for it")

@@ -13,7 +13,7 @@ asked, by whoever submitted it: locks need not reach from host to host.) The fir
     events.jsonl   every state of progress.json there was, a line each, by the job
     log.txt        the job's standard error
 
-Jobs are ordered by a number that counts them. A name that begins with a dot is a job that was being made or removed.
+Jobs are ordered by a number that counts them. A dot before a job's id says that it was being made or removed.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ from cleanup.edges.job_records import (
     dump_record,
     read_record,
 )
-from cleanup.edges.json_objects import read_fragment
 from cleanup.edges.process_identity import ProcessIdentity
+from cleanup.edges.records import take_fragment
 from cleanup.edges.root_path import RootPath, UnsafePathError
 from cleanup.errors import (
     ArtifactError,
@@ -65,6 +65,8 @@ from cleanup.names import EpId
 
 _log = logging.getLogger(__name__)
 _JOB_ID = re.compile(JOB_ID_PATTERN)
+# A job that was being made or removed, and a draft of who holds all.
+_RUBBISH = re.compile(rf"\.({JOB_ID_PATTERN}|holder\..*)")
 _GLANCE_S = 1.0
 _END_PATIENCE_S = 5.0
 _RETRY_S = 0.01
@@ -176,14 +178,11 @@ class JobStore:
         path = folder / "end.json"
         end = read_record(path, EndRecord, MAX_DOCUMENT_BYTES)
         if end is not None and end.summary is not None:
+            self._name(f"{self._folder}: reports of jobs of an older version get files of their own, once")
             summary, end = end.summary, EndRecord.of(end.state, end.error, end.ended_at, end.summary)
-            try:
+            with self._going_on("the job is slow to read, and its report is not shown"):
                 write_synced(folder / "report.json", orjson.dumps(summary))
                 write_synced(path, dump_record(end))
-            except OSError as error:
-                self._name(
-                    f"{path}: its report cannot be kept apart, so it is slow to read: {describe_os_error(error)}"
-                )
         return end
 
     def read_report(self, job_id: str) -> orjson.Fragment | None:
@@ -194,7 +193,7 @@ class JobStore:
             UnsafePathError: Its report is no file.
         """
         try:
-            return read_fragment(self.folder_of(job_id) / "report.json")
+            return take_fragment(self.folder_of(job_id) / "report.json")
         except UnsafePathError:
             raise
         except ArtifactError as error:
@@ -233,6 +232,16 @@ class JobStore:
             return [path.name for path in self._folder.iterdir() if _JOB_ID.fullmatch(path.name)]
         except FileNotFoundError:
             return []
+
+    @contextlib.contextmanager
+    def _going_on(self, outcome: str) -> Iterator[None]:
+        """One job that the system or another program is in the way of holds no others up."""
+        try:
+            yield
+        except OSError as error:
+            self._name(f"{describe_os_error(error)}; {outcome}")
+        except UnsafePathError as error:
+            self._name(f"{error}; {outcome}")
 
     def _name(self, message: str) -> None:
         if message not in self._named:
@@ -298,12 +307,15 @@ class JobStore:
         ended = [job for job in self.read_all() if job.ended_at is not None]
         for job in ended[n_kept:]:
             # Out of the way in one step: what is left of a removal that is cut off is no job.
-            (self._folder / job.job_id).replace(self._folder / f".{job.job_id}")
-        for path in self._folder.glob(".*"):
-            try:
-                path.rmtree()
-            except (OSError, ArtifactError) as error:
-                self._name(f"{path}: the rest of a removed job cannot be removed: {error}")
+            with self._going_on("the job stays"):
+                (self._folder / job.job_id).replace(self._folder / f".{job.job_id}")
+        for path in self._folder.iterdir():
+            if _RUBBISH.fullmatch(path.name):
+                with self._going_on("the rest of a removed job stays"):
+                    if path.is_dir():
+                        path.rmtree()
+                    else:
+                        path.unlink(missing_ok=True)
 
 
 def _lock(stream: io.BufferedReader, patience_s: float) -> bool:

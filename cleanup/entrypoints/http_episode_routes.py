@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from cleanup import errors
 from cleanup.edges.data_root import DataRoot
-from cleanup.edges.json_objects import read_fragment
+from cleanup.edges.records import take_fragment
 from cleanup.entrypoints import http_models as models
 from cleanup.entrypoints.http_guards import answer
 from cleanup.entrypoints.http_models import problems
@@ -44,7 +44,7 @@ def episode_routes(root: DataRoot) -> APIRouter:
         check_episodes(root, [ep_id])
         if root.remote is not None:
             root.remote.fetch(root.paths(ep_id).report)
-        found = read_fragment(root.paths(ep_id).report)
+        found = take_fragment(root.paths(ep_id).report)
         if found is None:
             raise HTTPException(404, f"{ep_id}: no run with write_back has ended yet")
         return answer(found)

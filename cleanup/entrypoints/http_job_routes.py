@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from cleanup.edges.data_root import DataRoot
 from cleanup.edges.job_records import ENDED, EPISODE, JOB_ID_PATTERN, SEASON, Job
-from cleanup.edges.json_objects import read_fragment
+from cleanup.edges.records import take_fragment
 from cleanup.entrypoints import http_models as models
 from cleanup.entrypoints.episode_pictures import describe_pictures, find_thumbnail
 from cleanup.entrypoints.http_guards import answer
@@ -134,7 +134,7 @@ def _add_listing(router: APIRouter, root: DataRoot, pool: JobPool, find_job: Cal
     def show_progress(job: found) -> Response:
         """Where a job stands."""
         standing = describe_standing(job, store.read_progress(job.job_id))
-        metrics = read_fragment(root.paths(job.ep_ids[0]).track_metrics) if job.kind == EPISODE else None
+        metrics = take_fragment(root.paths(job.ep_ids[0]).track_metrics) if job.kind == EPISODE else None
         return answer({**_head(job), "track_metrics": metrics, **standing, "progress": standing})
 
     @router.post("/{job_id}/cancel", response_model=models.JobRow, responses=problems(404, 409, 503))
