@@ -12,8 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+import psutil
+
 from cleanup.edges.job_records import CANCELED, ENDED, FAILED, QUEUED, RUNNING, Job
 from cleanup.edges.job_store import JobStore
+from cleanup.edges.process_identity import ProcessIdentity
 from cleanup.edges.root_path import RootPath
 from cleanup.errors import BusyError, EngineError, StorageError
 from cleanup.names import EpId
@@ -23,6 +26,8 @@ _POLL_S = 0.05
 # A run stops at once or at its next step; one that does not is killed, and its journal keeps the files whole.
 _PATIENCE_S = 3.0
 _KILL_S = 1.0
+# What a job has started ends by itself when the job does; so long it is waited for.
+_REST_S = 3.0
 # One that cannot be seen from here looks by itself whether it is asked to stop, and cannot be killed.
 _UNSEEN_PATIENCE_S = 10.0
 # How long a request, or a look at the jobs, waits for another API that decides something.
@@ -79,13 +84,27 @@ class ProcessRunner:
         job = store.read(job_id)
         if job.state in ENDED or (job.state == QUEUED and child is not None and child.poll() is not None):
             return
+        started = [] if job.process is None else _find_children(job.process)
         if job.process is None or not job.process.send(signal.SIGTERM):
             ask_to_stop(store, job)
-        elif not _wait(lambda: store.read(job_id).state in ENDED, _PATIENCE_S):
-            # What it has started sees to its own end.
+        elif not job.process.wait(_PATIENCE_S):
             job.process.send(signal.SIGKILL)
-            if not _wait(lambda: store.read(job_id).state in ENDED, _KILL_S):
+            if not job.process.wait(_KILL_S):
                 raise EngineError(f"job {job_id}: {job.where} cannot be stopped; it hangs in the system")
+        deadline = time.monotonic() + _REST_S
+        for process in started:  # each sees to its own end
+            process.wait(max(0.0, deadline - time.monotonic()))
+
+
+def _find_children(process: ProcessIdentity) -> list[ProcessIdentity]:
+    """What a process has started, and what that has, as far as it works still."""
+    found: list[ProcessIdentity] = []
+    if process.is_alive():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                with contextlib.suppress(ProcessLookupError):
+                    found.append(ProcessIdentity.of(child.pid))
+    return found
 
 
 def ask_to_stop(store: JobStore, job: Job) -> None:
