@@ -2,7 +2,7 @@
 
 50 clients poll a running job, each asking for its progress and for /healthz in turn, 20 more read its event stream from
 the start. Shown: the 95th percentile of both, their ratio, and whether every stream had every event that the job wrote.
-Then every call is made while 1,000 jobs with a report of a megabyte each are kept. Shown: the slowest of each.
+Then every call is made while 1,000 jobs with a report of a megabyte each are kept. Shown: the 95th percentile of each.
 """
 
 from __future__ import annotations
@@ -82,24 +82,23 @@ def _keep_jobs(root: Path) -> list[str]:
 
 
 def _call_with_many_kept() -> dict[str, float]:
-    """Milliseconds of the slowest of some calls of each kind."""
+    """95th percentile of each call, in milliseconds."""
     with tempfile.TemporaryDirectory() as scratch:
         root = copy_data(SHARED / "data", Path(scratch) / "data")
         job_id = _keep_jobs(root)[N_KEPT // 2]
         start = ("POST", "/jobs/episode_cleanup_async")
         calls = [("GET", path) for path in ("/jobs?limit=200", "/jobs?state=failed", "/metrics", f"/jobs/{job_id}",
                                             f"/jobs/{job_id}/progress", f"/jobs/{job_id}/logs")]  # fmt: skip
-        slowest = dict.fromkeys([*calls, start], 0.0)
+        seconds: dict[str, list[float]] = {}
         with serve(root, "--keep-jobs", str(N_KEPT), models=SHARED / "models") as api:
-            api.start(EP, actions=["recluster"])  # the next one is refused, when all jobs have been looked at
-            api.wait(api.get("/jobs?limit=1")["jobs"][0]["job_id"])
-            for method, path in slowest:
+            api.wait(api.start(EP, actions=["recluster"])["job_id"])
+            for method, path in (*calls, start):
                 for i in range(N_CALLS):
                     asked = {"json": {"ep_id": EP}, "headers": {"Idempotency-Key": str(i)}} if method == "POST" else {}
                     started = time.perf_counter()
                     api.http.request(method, path, **asked)  # type: ignore[arg-type]
-                    slowest[method, path] = max(slowest[method, path], (time.perf_counter() - started) * 1000)
-        return {f"{method} {path}": ms for (method, path), ms in slowest.items()}
+                    seconds.setdefault(f"{method} {path}", []).append(time.perf_counter() - started)
+        return {call: float(np.percentile(values, 95)) * 1000 for call, values in seconds.items()}
 
 
 def main() -> None:
@@ -123,8 +122,8 @@ def main() -> None:
     print(f"p95 of progress / p95 of healthz: {ratio:.2f} (at most {MAX_RATIO:g})")
     print(f"streams that had all {len(written)} events in order: {n_whole} of {N_STREAMS}")
     kept = _call_with_many_kept()
-    for call, slowest in kept.items():
-        print(f"{call}: at most {slowest:.0f} ms with {N_KEPT} kept jobs (at most {MAX_KEPT_MS:g})")
+    for call, p95_ms in kept.items():
+        print(f"{call}: p95 {p95_ms:.0f} ms with {N_KEPT} kept jobs (at most {MAX_KEPT_MS:g})")
     is_fine = ratio <= MAX_RATIO and n_whole == N_STREAMS and ended["state"] == "succeeded"
     raise SystemExit(0 if is_fine and max(kept.values()) <= MAX_KEPT_MS else 1)
 
