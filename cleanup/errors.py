@@ -12,6 +12,7 @@ CleanupError
 ├── EngineError      Ray or a worker failed
 ├── InvariantError   a result breaks an invariant: our bug, found before anything was written
 ├── JobError         there is no such job of the API, or it cannot do what is asked
+│   └── DamagedJobError    its record is not whole, or of a newer version
 ├── BusyError        another run holds the episode
 └── ResourceError    the machine gives this process no more memory, threads, processes or files
 
@@ -93,6 +94,10 @@ class ResourceError(CleanupError):
 
 class JobError(CleanupError):
     """There is no such job, or it cannot do what is asked of it."""
+
+
+class DamagedJobError(JobError):
+    """A job's record is not whole, or of a newer version; the job is left out, and others are not held up."""
 
 
 class EngineError(CleanupError):

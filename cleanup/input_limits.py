@@ -7,6 +7,8 @@ MIB = 1 << 20
 MAX_LINE_BYTES = 64 * MIB
 # identities.json and track_metrics.json, read as a whole.
 MAX_DOCUMENT_BYTES = 256 * MIB
+# A record of our own beside the artifacts: who runs, what was asked for, how it ended.
+MAX_RECORD_BYTES = MIB
 # What is read is written again, and orjson writes 254 levels.
 MAX_DEPTH = 250
 # Magnitude of an integer in an artifact: an int64 holds it, and so does a double, exactly.

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 
 from cleanup.edges.job_store import JobStore
+from cleanup.edges.root_path import RootPath
 
 ENDED = ("succeeded", "failed", "canceled")
 TIMEOUT_S = 120.0
@@ -67,16 +68,22 @@ def wait_for(find: Callable[[], Any], pause_s: float = 0.05) -> Any:
 
 @contextlib.contextmanager
 def serve(
-    root: Path, *arguments: str, token: str | None = None, models: Path | None = None, is_last: bool = True
+    root: Path,
+    *arguments: str,
+    token: str | None = None,
+    models: Path | None = None,
+    is_last: bool = True,
+    log: Path | None = None,
 ) -> Iterator[Api]:
     """The API on a free port of this machine; jobs that still run at its end are killed if it was the last one."""
     environment = {k: v for k, v in os.environ.items() if k not in ("CLEANUP_API_TOKEN", "RAY_ADDRESS")}
     if token is not None:
         environment["CLEANUP_API_TOKEN"] = token
+    stderr = log.open("wb") if log is not None else None
     process = subprocess.Popen(
         [sys.executable, "-m", "cleanup.entrypoints.cli", "serve", "--port", "0", "--out-root", str(root), "--models",
          str(models or root / "models"), *arguments],
-        stdout=subprocess.PIPE, text=True, env=environment,
+        stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment,
     )  # fmt: skip
     assert process.stdout is not None
     try:
@@ -91,6 +98,6 @@ def serve(
         process.terminate()
         process.wait(30)
         process.stdout.close()
-        for job in JobStore(root / "runs" / "jobs").read_all():
-            if is_last and job.pid is not None:
-                os.killpg(job.pid, signal.SIGKILL)
+        for job in JobStore(RootPath(root)).read_all():
+            if is_last and job.process is not None:
+                job.process.send(signal.SIGKILL)

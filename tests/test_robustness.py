@@ -146,7 +146,7 @@ def observed(shared: Path, request: pytest.FixtureRequest) -> Episode:
     settings = resolve_for_run({"models": str(shared / "models"), "device": "cpu"}, "balanced", None)
     paths = EpisodePaths(RootPath(shared / "data"), request.param)
     episode = attach_detections(read_episode(paths), settings.settings.observe)
-    with VideoFrames(paths.video) as video:
+    with VideoFrames(paths.video.system_path) as video:
         info = video.info
     plan = plan_observations(episode, settings.settings.observe, info.width, info.height, info.fps)
     engine = build_engine(settings)

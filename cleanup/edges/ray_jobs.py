@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -42,13 +41,13 @@ class RayJobs:
         except (ConnectionError, RuntimeError, OSError) as error:
             raise EngineError(f"Ray at {self._address}: {first_line(error)}") from error
 
-    def start(self, folder: Path, job_id: str) -> None:
+    def start(self, root: str, job_id: str) -> None:
         """Submits a job; one that was submitted before stays as it is.
 
         Raises:
             EngineError: The cluster does not answer or refuses.
         """
-        words = ["python", "-m", "cleanup.entrypoints.job_process", str(folder), job_id]
+        words = ["python", "-m", "cleanup.entrypoints.job_process", root, job_id]
         try:
             self._client.submit_job(
                 entrypoint=shlex.join(words), submission_id=job_id, runtime_env={"env_vars": self._environment}

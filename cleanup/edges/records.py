@@ -12,6 +12,7 @@ import orjson
 
 from cleanup.edges.root_path import RootPath, UnsafePathError
 from cleanup.errors import ArtifactError, first_line
+from cleanup.input_limits import MAX_DOCUMENT_BYTES
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -21,17 +22,45 @@ class RecordError(ArtifactError):
     """A record is not what this program writes."""
 
 
-def take(path: RootPath, kind: type[_T]) -> _T:
+def take(path: RootPath, kind: type[_T], limit: int = MAX_DOCUMENT_BYTES) -> _T:
     """The JSON value of a record.
 
+    Args:
+        path: The record.
+        kind: What it is.
+        limit: Bytes it may hold.
+
     Raises:
-        RecordError: It holds something else.
+        RecordError: It holds something else, or is no file.
+        ArtifactError: It holds more.
         OSError: It cannot be read.
     """
     try:
-        found = orjson.loads(path.read_bytes())
+        content = path.read_bytes(limit)
     except UnsafePathError as error:
         raise RecordError(str(error)) from error
+    return _parse(path, content, kind)
+
+
+def take_fragment(path: RootPath) -> orjson.Fragment | None:
+    """A JSON object that is handed on inside another one as it is, however deep; None where there is no file.
+
+    Raises:
+        RecordError: It holds something else.
+        ArtifactError: It is too large, or no file.
+        OSError: It cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    _parse(path, content, dict)
+    return orjson.Fragment(content)
+
+
+def _parse(path: RootPath, content: bytes, kind: type[_T]) -> _T:
+    try:
+        found = orjson.loads(content)
     except orjson.JSONDecodeError as error:
         raise RecordError(f"{path}: not JSON ({first_line(error)})") from error
     if not isinstance(found, kind):

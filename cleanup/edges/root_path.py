@@ -61,7 +61,8 @@ class RootPath:
     parts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "root", Path(self.root).absolute())
+        if not self.root.is_absolute():  # a place is made for every file of a folder that is listed
+            object.__setattr__(self, "root", self.root.absolute())
 
     @classmethod
     def of_file(cls, path: Path) -> RootPath:

@@ -309,6 +309,9 @@ def serve_command(
     rate_limit: Annotated[
         float, typer.Option("--rate-limit", min=0, help="Requests per second from one address; 0 for any.")
     ] = _SERVED.limits.per_second,
+    max_connections: Annotated[
+        int, typer.Option("--max-connections", min=2, help="Connections at a time; half of them from one address.")
+    ] = _SERVED.limits.max_connections,
     verbose: VERBOSE = 0,
     **settings: Any,
 ) -> None:
@@ -328,11 +331,10 @@ def serve_command(
 
         hand_on(out_root, config_dir, settings)
         token = take_token(host, is_open=allow_anonymous)
-        options = ServeOptions(
-            ray_address, max_jobs, max_waiting, keep_jobs, cors_origin or (), Limits(max_body, rate_limit)
-        )
+        limits = Limits(max_body, rate_limit, max_connections)
+        options = ServeOptions(ray_address, max_jobs, max_waiting, keep_jobs, cors_origin or (), limits)
         hosts = loopback_hosts(host) if token is None and is_loopback(host) else None
-        run_server(build_app(options, token=token, hosts=hosts), host, port, is_verbose=verbose > 0)
+        run_server(build_app(options, token=token, hosts=hosts), host, port, limits, is_verbose=verbose > 0)
 
 
 @app.command("demo")

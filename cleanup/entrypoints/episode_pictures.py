@@ -9,7 +9,7 @@ from typing import Any
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import read_episode
 from cleanup.edges.data_root import DataRoot
-from cleanup.edges.job_store import SUCCEEDED, Job
+from cleanup.edges.job_records import EPISODE, SUCCEEDED, Job
 from cleanup.edges.root_path import RootPath
 
 _MAX_TRACKS = 24
@@ -18,9 +18,9 @@ _MAX_CLUSTERS = 200
 
 def find_thumbnail(paths: EpisodePaths, job: Job, track_id: int) -> RootPath | None:
     """The thumbnail that a job saved of a track, or None; never a file outside the data root."""
-    if job.state != SUCCEEDED or job.summary is None:
+    if job.kind != EPISODE or job.state != SUCCEEDED or job.run_id is None:
         return None
-    folder = paths.frames if job.summary["write_back"] else paths.runs / job.summary["run_id"] / "frames"
+    folder = paths.frames if job.is_write_back else paths.runs / job.run_id / "frames"
     path = folder / "thumbs" / f"track_{track_id:05d}.jpg"
     return path if path.is_file() else None
 
@@ -40,7 +40,7 @@ def describe_pictures(root: DataRoot, job: Job, url_of: Callable[[int], str]) ->
         ArtifactError: The artifacts cannot be read.
         BusyError: They are being written all the time.
     """
-    if job.state != SUCCEEDED or job.summary is None or not job.summary["write_back"]:
+    if job.kind != EPISODE or job.state != SUCCEEDED or not job.is_write_back:
         return {"splits": [], "clusters": []}
     paths = root.paths(job.ep_ids[0])
     episode = root.read_settled(paths.ep_id, read_episode)

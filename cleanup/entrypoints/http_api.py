@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from cleanup.edges.data_root import DataRoot
+from cleanup.edges.root_path import UnsafePathError
 from cleanup.entrypoints import http_models as models
 from cleanup.entrypoints.http_episode_routes import episode_routes
-from cleanup.entrypoints.http_guards import BodyGuard, OriginGuard, RateGuard, TokenGuard, problem
+from cleanup.entrypoints.http_guards import BodyGuard, HeadGuard, OriginGuard, RateGuard, TokenGuard, problem
 from cleanup.entrypoints.http_job_routes import StreamOver, job_routes
 from cleanup.entrypoints.http_metrics import ApiMetrics, MetricsGuard
 from cleanup.entrypoints.http_models import problems
@@ -35,12 +37,15 @@ from cleanup.errors import (
     JobError,
     SettingsError,
     StorageError,
+    describe_os_error,
+    first_line,
+    one_line,
 )
 
 _log = logging.getLogger(__name__)
 _STATUS: tuple[tuple[type[CleanupError], int], ...] = (
-    (JobError, 404), (BusyError, 409), (SettingsError, 422), (StorageError, 503), (FacebankError, 503),
-    (EngineError, 503), (CleanupError, 400),
+    (UnsafePathError, 403), (JobError, 404), (BusyError, 409), (SettingsError, 422), (StorageError, 503),
+    (FacebankError, 503), (EngineError, 503), (CleanupError, 400),
 )  # fmt: skip
 _PAGE = Path(__file__).with_name("job_page.html")
 _PAGE_HEADERS = {
@@ -49,8 +54,6 @@ _PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-_PREVIEW_TIMEOUT_S = 300.0
-_MAX_PREVIEWS, _MAX_STREAMS = 2, 200
 _TEND_S = 0.25
 _TEND_RAY_S = 2.0
 
@@ -86,7 +89,9 @@ def create_app(root: DataRoot, pool: JobPool, probe: ReadinessProbe, access: Acc
         while True:
             try:
                 await asyncio.to_thread(pool.tend)
-            except Exception:  # noqa: BLE001 -- a disk that is full now may not be at the next look
+            except (CleanupError, OSError) as error:
+                _log.warning("jobs could not be looked after, trying again: %s", first_line(error))
+            except Exception:  # noqa: BLE001 -- a fault of ours in one look does not end looking
                 _log.exception("jobs could not be looked after; trying again")
             await asyncio.sleep(tend_s)
 
@@ -110,6 +115,7 @@ def create_app(root: DataRoot, pool: JobPool, probe: ReadinessProbe, access: Acc
     _add_errors(app)
     _add_problem_schema(app)
     # The one added last is asked first.
+    app.add_middleware(HeadGuard)
     app.add_middleware(BodyGuard, max_bytes=limits.max_body_bytes)
     if access.token is not None:
         app.add_middleware(TokenGuard, token=access.token)
@@ -180,9 +186,20 @@ def _add_errors(app: FastAPI) -> None:
     async def tell_over(_: Request, __: StreamOver) -> Response:
         return Response(status_code=204)
 
+    @app.exception_handler(OSError)
+    async def tell_system(_: Request, error: OSError) -> Response:
+        return problem(503, one_line(describe_os_error(error)))
+
     @app.exception_handler(HTTPException)
-    async def tell_http(_: Request, error: HTTPException) -> Response:
-        return problem(error.status_code, str(error.detail), dict(error.headers or {}))
+    async def tell_http(request: Request, error: HTTPException) -> Response:
+        asked, headers = one_line(f"{request.method} {request.url.path}"[:200]), dict(error.headers or {})
+        if error.__cause__ is not None:  # the body, and what Python says of it
+            return problem(422, f"the body is no JSON: {first_line(error.__cause__).partition(';')[0]}")
+        if error.status_code == 404 and error.detail == HTTPStatus.NOT_FOUND.phrase:
+            return problem(404, f"there is no {asked}; see /openapi.json")
+        if error.status_code == 405:
+            return problem(405, f"{asked}: allowed is {headers.get('Allow', 'something else')}", headers)
+        return problem(error.status_code, str(error.detail), headers)
 
     @app.exception_handler(RequestValidationError)
     async def tell_invalid(_: Request, error: RequestValidationError) -> Response:

@@ -9,16 +9,17 @@ import sys
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from fastapi import Path as PathParameter
 from starlette.exceptions import HTTPException
 
 from cleanup import errors
 from cleanup.edges.data_root import DataRoot
+from cleanup.edges.records import take_fragment
 from cleanup.entrypoints import http_models as models
+from cleanup.entrypoints.http_guards import answer
 from cleanup.entrypoints.http_models import problems
 from cleanup.entrypoints.http_requests import check_episodes, resolve_options
-from cleanup.entrypoints.job_standing import read_json
 from cleanup.resolve_settings import resolve_for_run
 from cleanup.settings import REQUEST_SETTINGS, SPECS
 
@@ -38,15 +39,15 @@ def episode_routes(root: DataRoot) -> APIRouter:
     ep_id_in_path = Annotated[models.EpId, PathParameter()]
 
     @router.get("/report", response_model=dict[str, Any], responses=problems(400, 404))
-    def report(ep_id: ep_id_in_path) -> dict[str, Any]:
+    def report(ep_id: ep_id_in_path) -> Response:
         """The last report of a run with write_back."""
         check_episodes(root, [ep_id])
         if root.remote is not None:
             root.remote.fetch(root.paths(ep_id).report)
-        found = read_json(root.paths(ep_id).report)
+        found = take_fragment(root.paths(ep_id).report)
         if found is None:
             raise HTTPException(404, f"{ep_id}: no run with write_back has ended yet")
-        return found
+        return answer(found)
 
     @router.get("/settings", response_model=models.ResolvedOptions, responses=problems(404))
     def settings(ep_id: ep_id_in_path, profile: Annotated[str | None, Query(max_length=100)] = None) -> dict[str, Any]:

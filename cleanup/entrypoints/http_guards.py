@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import secrets
 import time
 from collections import OrderedDict
@@ -10,6 +12,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
+import orjson
 from starlette.responses import JSONResponse, Response
 
 Scope = MutableMapping[str, Any]
@@ -28,6 +31,11 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
     """An error as RFC 9457 has it, with the one clear line in ``detail``."""
     body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
     return JSONResponse(body, status, headers, PROBLEM_JSON)
+
+
+def answer(content: Any) -> Response:
+    """What may hold documents of any size and depth, which are handed on as they are."""
+    return Response(orjson.dumps(content), media_type="application/json")
 
 
 def _header(scope: Scope, name: bytes) -> bytes:
@@ -75,23 +83,37 @@ class OriginGuard:
                 await problem(403, f"the API is not called {host!r} here; use its address")(scope, receive, send)
                 return
             origin = _header(scope, b"origin").decode("latin-1")
-            is_foreign = origin and origin not in self._origins and urlsplit(origin).netloc != host
+            is_foreign = origin and origin not in self._origins and _place_of(origin) != host
             if is_foreign and scope["method"] not in _READING:
                 await problem(403, f"pages of {origin} may not call this API; see --cors-origin")(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-def _name_of(host: str) -> str:
-    """``localhost`` of ``localhost:8000``, ``::1`` of ``[::1]:8000``."""
+def _place_of(origin: str) -> str:
+    """``localhost:8000`` of ``http://localhost:8000``; empty if it is no origin."""
     try:
-        return urlsplit(f"//{host}").hostname or ""
+        return urlsplit(origin).netloc
     except ValueError:
         return ""
 
 
+def _name_of(host: str) -> str:
+    """``localhost`` of ``localhost:8000``, ``::1`` of ``[::1]:8000``; empty if it is more than name and port."""
+    try:
+        parts = urlsplit(f"//{host}")
+        return parts.hostname or "" if parts.netloc == host and "@" not in host else ""
+    except ValueError:
+        return ""
+
+
+def _is_json(content_type: bytes) -> bool:
+    kind = content_type.partition(b";")[0].strip().lower()
+    return kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json"))
+
+
 class BodyGuard:
-    """Refuses bodies over a limit, announced or not, before they are in memory."""
+    """Refuses bodies over a limit, announced or not, before they are in memory, and those that are no JSON."""
 
     def __init__(self, app: App, max_bytes: int) -> None:
         self._app, self._max = app, max_bytes
@@ -116,6 +138,9 @@ class BodyGuard:
             refusal = problem(413, f"the body is longer than {self._max} bytes", {"Connection": "close"})
             await refusal(scope, receive, send)
             return
+        if any(parts) and not _is_json(_header(scope, b"content-type")):
+            await problem(415, "the body has to be JSON, with Content-Type: application/json")(scope, receive, send)
+            return
         body: bytes | None = b"".join(parts) if scope["method"] not in _READING else None
 
         async def replay() -> MutableMapping[str, Any]:
@@ -127,6 +152,43 @@ class BodyGuard:
             return message
 
         await self._app(scope, replay, send)
+
+
+def group_of(address: str) -> str:
+    """Whose address it is: of IPv6 one caller has as many as he likes, all with one prefix."""
+    try:
+        known = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    return address if known.version == 4 else str(ipaddress.ip_network((known, 64), strict=False))
+
+
+class HeadGuard:
+    """Answers HEAD wherever there is GET: with the same head, and no body."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        asked = {**scope, "method": "GET"}
+        has_answered = asyncio.Event()
+
+        async def receive_nothing() -> MutableMapping[str, Any]:
+            await has_answered.wait()  # what streams a body stops when its caller is gone
+            return {"type": "http.disconnect"}
+
+        async def send_head(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                scope.update({k: v for k, v in asked.items() if k == "route"})
+                await send(message)
+                await send({"type": "http.response.body", "body": b""})
+                has_answered.set()
+
+        await self._app(asked, receive_nothing, send_head)
 
 
 class RateGuard:
@@ -145,7 +207,7 @@ class RateGuard:
         await self._app(scope, receive, send)
 
     def _take(self, scope: Scope) -> bool:
-        client = (scope.get("client") or ("",))[0]
+        client = group_of((scope.get("client") or ("",))[0])
         now = time.monotonic()
         level, since = self._buckets.pop(client, (self._rate * _BURST_S, now))
         level = min(level + (now - since) * self._rate, self._rate * _BURST_S)

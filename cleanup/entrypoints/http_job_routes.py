@@ -3,6 +3,8 @@
 # No postponed annotations here: FastAPI reads those of the routes, which name things of the function around them.
 
 import asyncio
+import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
@@ -13,17 +15,30 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 
 from cleanup.edges.data_root import DataRoot
-from cleanup.edges.job_store import EPISODE, JOB_ID_PATTERN, SEASON, Job
+from cleanup.edges.job_records import ENDED, EPISODE, JOB_ID_PATTERN, SEASON, Job
+from cleanup.edges.records import take_fragment
 from cleanup.entrypoints import http_models as models
 from cleanup.entrypoints.episode_pictures import describe_pictures, find_thumbnail
+from cleanup.entrypoints.http_guards import answer
 from cleanup.entrypoints.http_models import problems
 from cleanup.entrypoints.http_requests import check_options, choose_season
-from cleanup.entrypoints.job_events import parse_event_id, read_tail, stream_events
+from cleanup.entrypoints.job_events import (
+    EVENT_ID_PATTERN,
+    FIRST_EVENT_ID,
+    EventPlace,
+    find_place,
+    read_tail,
+    stream_events,
+)
 from cleanup.entrypoints.job_pool import JobPool
-from cleanup.entrypoints.job_standing import describe_standing, read_json
+from cleanup.entrypoints.job_standing import describe_standing
+from cleanup.errors import CleanupError, first_line
 from cleanup.input_limits import MAX_PICTURE_BYTES
 
+_log = logging.getLogger(__name__)
 _MAX_STREAMS = 200
+_CURSOR_PATTERN = rf"([0-9]{{1,16}})-({JOB_ID_PATTERN})"
+_CURSOR = re.compile(_CURSOR_PATTERN)
 
 
 class StreamOver(Exception):  # noqa: N818 -- not an error: the caller has had the last event of a job
@@ -93,29 +108,34 @@ def _add_listing(router: APIRouter, root: DataRoot, pool: JobPool, find_job: Cal
         state: Annotated[models.State | None, Query(description="only jobs in this state")] = None,
         limit: Annotated[int, Query(ge=1, le=200, description="so many at most")] = 50,
         cursor: Annotated[
-            str | None, Query(pattern=f"^{JOB_ID_PATTERN}$", description="next_cursor of the page before")
+            str | None, Query(pattern=f"^{_CURSOR_PATTERN}$", description="next_cursor of the page before")
         ] = None,
     ) -> dict[str, Any]:
         """Jobs, newest first."""
-        rows: list[dict[str, Any]] = []
-        for job in store.read_all(before=cursor):
-            if (ep_id is None or ep_id in job.ep_ids) and (state is None or job.state == state):
-                if len(rows) == limit:
-                    return {"jobs": rows, "next_cursor": rows[-1]["job_id"]}
-                rows.append({**_head(job), "error": job.error})
-        return {"jobs": rows, "next_cursor": None}
+        match = _CURSOR.fullmatch(cursor or "")
+        jobs = [
+            job
+            for job in store.read_all()
+            if (match is None or job.place < (int(match[1]), match[2]))
+            and (ep_id is None or ep_id in job.ep_ids)
+            and (state is None or job.state == state)
+        ]
+        rows = [{**_head(job), "error": job.error} for job in jobs[:limit]]
+        last = jobs[limit - 1].place if len(jobs) > limit else None
+        return {"jobs": rows, "next_cursor": None if last is None else f"{last[0]}-{last[1]}"}
 
     @router.get("/{job_id}", response_model=models.JobDetails, responses=problems(404))
-    def show_job(job: found) -> dict[str, Any]:
+    def show_job(job: found) -> Response:
         """A job with what was asked for, its error or its report."""
-        return {**_head(job), "requested": job.requested, "error": job.error, "summary": job.summary}
+        summary = store.read_report(job.job_id) if job.state in ENDED else None
+        return answer({**_head(job), "requested": job.requested, "error": job.error, "summary": summary})
 
     @router.get("/{job_id}/progress", response_model=models.JobProgress, responses=problems(400, 404))
-    def show_progress(job: found) -> dict[str, Any]:
+    def show_progress(job: found) -> Response:
         """Where a job stands."""
-        standing = describe_standing(job, store.folder_of(job.job_id))
-        metrics = read_json(root.paths(job.ep_ids[0]).track_metrics) if job.kind == EPISODE else None
-        return {**_head(job), "track_metrics": metrics, **standing, "progress": standing}
+        standing = describe_standing(job, store.read_progress(job.job_id))
+        metrics = take_fragment(root.paths(job.ep_ids[0]).track_metrics) if job.kind == EPISODE else None
+        return answer({**_head(job), "track_metrics": metrics, **standing, "progress": standing})
 
     @router.post("/{job_id}/cancel", response_model=models.JobRow, responses=problems(404, 409, 503))
     def cancel(job: found) -> dict[str, Any]:
@@ -136,30 +156,32 @@ def _add_watching(router: APIRouter, pool: JobPool, find_job: Callable[..., Job]
         """The last lines of a job's log."""
         return read_tail(store.folder_of(job.job_id) / "log.txt", tail)
 
-    async def find_places(
+    async def find_event(
         job: found,
         last_event_id: Annotated[
-            str | None, Header(pattern="^[0-9]{1,18}-[0-9]{1,18}(-end)?$", description="id of the last event seen")
-        ] = None,
-    ) -> AsyncIterator[tuple[str, tuple[int, int]]]:
-        places = parse_event_id(last_event_id) if last_event_id is not None else (0, 0, False)
-        assert places is not None
-        if places[2]:
+            str, Header(pattern=f"^{EVENT_ID_PATTERN}$", description="id of the last event seen")
+        ] = FIRST_EVENT_ID,
+    ) -> AsyncIterator[tuple[str, EventPlace]]:
+        place = await asyncio.to_thread(find_place, store, job, last_event_id)
+        if place.is_end:
             raise StreamOver
         if streams.locked():
             raise HTTPException(503, f"{_MAX_STREAMS} event streams are open already; poll the progress instead")
         async with streams:
-            yield job.job_id, places[:2]
+            yield job.job_id, place
 
     no_content: dict[int | str, dict[str, Any]] = {204: {"description": "the caller has had the last event"}}
 
     @router.get("/{job_id}/events", response_class=EventSourceResponse, responses=problems(404, 503) | no_content)
     async def events(
-        place: Annotated[tuple[str, tuple[int, int]], Depends(find_places)],
+        place: Annotated[tuple[str, EventPlace], Depends(find_event)],
     ) -> AsyncIterator[ServerSentEvent]:
         """A job's events as they come: `progress`, `log`, at last `done` or `error`; resumes after Last-Event-ID."""
-        async for event in stream_events(store, *place):
-            yield event
+        try:
+            async for event in stream_events(store, *place):
+                yield event
+        except (CleanupError, OSError) as error:  # it was removed, or storage is away: whoever asks again is told
+            _log.warning("the events of job %s end before it does: %s", place[0], first_line(error))
 
 
 def _add_pictures(router: APIRouter, root: DataRoot, find_job: Callable[..., Job]) -> None:
@@ -168,8 +190,6 @@ def _add_pictures(router: APIRouter, root: DataRoot, find_job: Callable[..., Job
     @router.get("/{job_id}/pictures", response_model=models.Pictures, responses=problems(400, 404))
     def list_pictures(job: found) -> dict[str, Any]:
         """Splits and clusters of a job with write_back that succeeded, with thumbnails if it saved crops."""
-        if job.kind != EPISODE:
-            return {"splits": [], "clusters": []}
         return describe_pictures(root, job, lambda t: f"/jobs/{job.job_id}/pictures/{t}")
 
     is_picture: dict[int | str, dict[str, Any]] = {

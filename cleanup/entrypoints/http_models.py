@@ -170,7 +170,7 @@ class JobList(BaseModel):
     """Jobs, newest first."""
 
     jobs: list[JobRow]
-    next_cursor: str | None = Field(description="for the next page; null on the last", examples=[JOB_ID])
+    next_cursor: str | None = Field(description="for the next page; null on the last", examples=[f"17-{JOB_ID}"])
 
 
 class Check(BaseModel):
@@ -259,9 +259,10 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     schema = {"$ref": "#/components/schemas/Problem"}
     texts = {
         400: "not ready", 401: "no token", 403: "not from here", 404: "not there", 409: "in the way of a running job",
-        413: "body too long", 422: "a wrong field", 429: "too many requests", 500: "our fault", 503: "a server is away",
+        413: "body too long", 415: "body no JSON", 422: "a wrong field", 429: "too many requests", 500: "our fault",
+        503: "a server is away",
     }  # fmt: skip
     return {
         status: {"description": texts[status], "content": {"application/problem+json": {"schema": schema}}}
-        for status in sorted({*statuses, 401, 403, 413, 422, 429, 500})
+        for status in sorted({*statuses, 401, 403, 413, 415, 422, 429, 500, 503})
     }

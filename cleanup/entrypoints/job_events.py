@@ -5,52 +5,94 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from fastapi.sse import ServerSentEvent
 
-from cleanup.edges.job_store import ENDED, SUCCEEDED, Job, JobStore
+from cleanup.edges.job_records import ENDED, SUCCEEDED, Job
+from cleanup.edges.job_store import JobStore
+from cleanup.edges.root_path import RootPath
+from cleanup.errors import SettingsError
 
 _POLL_S = 0.25
 _RETRY_MS = 1000
 _MAX_BYTES = 1 << 20
-_ID = re.compile(r"([0-9]{1,18})-([0-9]{1,18})(-end)?")
+EVENT_ID_PATTERN = r"([0-9]{1,18})-([0-9]{1,18})(-end)?"
+_ID = re.compile(EVENT_ID_PATTERN)
+FIRST_EVENT_ID = "0-0"
+_EVENTS, _LOG = "events.jsonl", "log.txt"
 
 
-def parse_event_id(event_id: str) -> tuple[int, int, bool] | None:
-    """Places in events.jsonl and log.txt, and whether the stream had ended; None if it is no id of ours."""
+class EventPlace(NamedTuple):
+    """How far a caller has read: bytes of events.jsonl and of log.txt, and whether it has had the last event."""
+
+    at_event: int
+    at_log: int
+    is_end: bool = False
+
+
+def find_place(store: JobStore, job: Job, event_id: str) -> EventPlace:
+    """The place that an id of an event of a job stands for.
+
+    Raises:
+        SettingsError: It is no id of an event of this job.
+        UnsafePathError: The job's files are none.
+    """
     match = _ID.fullmatch(event_id)
-    return None if match is None else (int(match[1]), int(match[2]), match[3] is not None)
+    folder = store.folder_of(job.job_id)
+    if match is not None:
+        place = EventPlace(int(match[1]), int(match[2]), match[3] is not None)
+        n_event_bytes, n_log_bytes = _size_of(folder / _EVENTS), _size_of(folder / _LOG)
+        is_there = place.at_event <= n_event_bytes and place.at_log <= n_log_bytes
+        if is_there and _begins_line(folder / _EVENTS, place.at_event) and (job.state in ENDED or not place.is_end):
+            return place
+    raise SettingsError(f"Last-Event-ID {event_id[:100]!r}: job {job.job_id} has had no such event; leave it out")
 
 
-async def stream_events(store: JobStore, job_id: str, places: tuple[int, int]) -> AsyncIterator[ServerSentEvent]:
-    """All events of a job after some places in its files, until it has ended.
+def _begins_line(path: RootPath, place: int) -> bool:
+    if place == 0:
+        return True
+    with path.open("rb") as stream:
+        stream.seek(place - 1)
+        return stream.read(1) == b"\n"
+
+
+def _size_of(path: RootPath) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+async def stream_events(store: JobStore, job_id: str, place: EventPlace) -> AsyncIterator[ServerSentEvent]:
+    """All events of a job after a place, until it has ended.
 
     Args:
         store: The jobs.
         job_id: The job.
-        places: Bytes of events.jsonl and log.txt that the caller has.
+        place: What the caller has.
 
     Yields:
         ``progress`` with a record of its progress file, ``log`` with a line, and at last ``done`` or ``error``
         (failed or canceled) with the job.
     """
     folder = store.folder_of(job_id)
-    at_event, at_log = places
+    at_event, at_log, _ = place
     yield ServerSentEvent(comment="hello", retry=_RETRY_MS)
     while True:
         # The end is looked for first: whatever was written before it is read after that.
         job = await asyncio.to_thread(store.read, job_id)
         is_last = False
         while not is_last:
-            events = await asyncio.to_thread(_read_lines, folder / "events.jsonl", at_event, False)
-            lines = await asyncio.to_thread(_read_lines, folder / "log.txt", at_log, job.state in ENDED)
+            events = await asyncio.to_thread(_read_lines, folder / _EVENTS, at_event, False)
+            lines = await asyncio.to_thread(_read_lines, folder / _LOG, at_log, job.state in ENDED)
             is_last = not events and not lines
             for line in events:
                 at_event += len(line)
-                yield ServerSentEvent(event="progress", id=f"{at_event}-{at_log}", data=orjson.loads(line))
+                event = _parse(line)
+                if event is not None:
+                    yield ServerSentEvent(event="progress", id=f"{at_event}-{at_log}", raw_data=event)
             for line in lines:
                 at_log += len(line)
                 text = line.decode(errors="replace").rstrip("\r\n")
@@ -63,36 +105,46 @@ async def stream_events(store: JobStore, job_id: str, places: tuple[int, int]) -
         await asyncio.sleep(_POLL_S)
 
 
+def _parse(line: bytes) -> str | None:
+    """An event as it is sent on, on one line; None if the line is none."""
+    try:
+        return line.decode().rstrip("\r\n") if isinstance(orjson.loads(line), dict) else None
+    except (orjson.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
 def _describe(job: Job) -> dict[str, Any]:
     return {"job_id": job.job_id, "state": job.state, "ended_at": job.ended_at, "error": job.error}
 
 
-def _read_lines(path: Path, place: int, is_whole: bool) -> list[bytes]:
-    """Whole lines from a place on, about a mebibyte of them; the last without its end if nothing will follow."""
+def _read_lines(path: RootPath, place: int, is_whole: bool) -> list[bytes]:
+    """Whole lines from a place on, about a mebibyte of them; the last without its end if nothing will follow.
+
+    A line that is longer comes in pieces: nothing that a job writes is.
+    """
     try:
         with path.open("rb") as stream:
             stream.seek(place)
             block = stream.read(_MAX_BYTES)
-            if len(block) == _MAX_BYTES:
-                block += stream.readline()
     except FileNotFoundError:
         return []
     lines = [line + b"\n" for line in block.split(b"\n")]
     lines[-1] = lines[-1][:-1]  # what follows the last end of a line: nothing, or a line that is being written
     if not lines[-1]:
         lines.pop()
-    if lines and not lines[-1].endswith(b"\n") and not is_whole:
+    is_piece = len(lines) == 1 and len(block) == _MAX_BYTES
+    if lines and not lines[-1].endswith(b"\n") and not is_piece and (not is_whole or len(block) == _MAX_BYTES):
         lines.pop()
     return lines
 
 
-def read_tail(path: Path, n_lines: int) -> str:
+def read_tail(path: RootPath, n_lines: int) -> str:
     """The last lines of a file, of at most its last mebibyte; empty where there is none."""
     try:
         with path.open("rb") as stream:
             stream.seek(0, 2)
             stream.seek(max(0, stream.tell() - _MAX_BYTES))
-            lines = stream.read().decode(errors="replace").splitlines()
+            lines = stream.read(_MAX_BYTES).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return ""
     return "".join(f"{line}\n" for line in lines[-n_lines:])

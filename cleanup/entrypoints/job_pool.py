@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
-from cleanup.edges.job_store import CANCELED, ENDED, FAILED, QUEUED, RUNNING, Job, JobStore
-from cleanup.errors import BusyError, EngineError
+import psutil
+
+from cleanup.edges.job_records import CANCELED, ENDED, FAILED, QUEUED, RUNNING, Job
+from cleanup.edges.job_store import JobStore
+from cleanup.edges.process_identity import ProcessIdentity
+from cleanup.edges.root_path import RootPath
+from cleanup.errors import BusyError, EngineError, StorageError
 from cleanup.names import EpId
 
 _log = logging.getLogger(__name__)
@@ -24,6 +26,12 @@ _POLL_S = 0.05
 # A run stops at once or at its next step; one that does not is killed, and its journal keeps the files whole.
 _PATIENCE_S = 3.0
 _KILL_S = 1.0
+# What a job has started ends by itself when the job does; so long it is waited for.
+_REST_S = 3.0
+# One that cannot be seen from here looks by itself whether it is asked to stop, and cannot be killed.
+_UNSEEN_PATIENCE_S = 10.0
+# How long a request, or a look at the jobs, waits for another API that decides something.
+_HOLD_PATIENCE_S, _TEND_PATIENCE_S = 4.0, 1.0
 _RAY_PATIENCE_S = 20.0
 _START_PATIENCE_S = 120.0
 
@@ -33,14 +41,14 @@ class Runner(Protocol):
 
     is_ray: bool
 
-    def start(self, folder: Path, job_id: str) -> None:
+    def start(self, root: RootPath, job_id: str) -> None:
         """Starts a job that nobody has begun; one that was started before stays as it is."""
 
     def find_end(self, job: Job) -> str | None:
         """Why a job that has noted no end is not going to; None while it runs or may still begin."""
 
-    def stop(self, read: Callable[[], Job]) -> None:
-        """Stops a job, given by how it is read, and comes back when nothing of it is left."""
+    def stop(self, store: JobStore, job_id: str) -> None:
+        """Stops a job and comes back when nothing of it is left."""
 
 
 class ProcessRunner:
@@ -51,11 +59,11 @@ class ProcessRunner:
     def __init__(self) -> None:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, folder: Path, job_id: str) -> None:
+    def start(self, root: RootPath, job_id: str) -> None:
         """See Runner."""
-        with (folder / job_id / "log.txt").open("ab") as log:
+        with (root / "runs" / "jobs" / job_id / "log.txt").open("ab") as log:
             self._children[job_id] = subprocess.Popen(
-                [sys.executable, "-m", "cleanup.entrypoints.job_process", str(folder), job_id],
+                [sys.executable, "-m", "cleanup.entrypoints.job_process", str(root), job_id],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
@@ -68,20 +76,49 @@ class ProcessRunner:
                 return f"its process ended with {child.returncode} before it began; see the job's log"
         return job.error
 
-    def stop(self, read: Callable[[], Job]) -> None:
+    def stop(self, store: JobStore, job_id: str) -> None:
         """See Runner."""
         # One that was started just now can be stopped once it has said that it runs.
-        _wait(lambda: (job := read()).state != QUEUED or job.job_id not in self._children, _PATIENCE_S)
-        pid = read().pid
-        if pid is None:
+        child = self._children.get(job_id)
+        _wait(lambda: child is None or child.poll() is not None or store.read(job_id).state != QUEUED, _PATIENCE_S)
+        job = store.read(job_id)
+        if job.state in ENDED or (job.state == QUEUED and child is not None and child.poll() is not None):
             return
-        for number, patience in ((signal.SIGTERM, _PATIENCE_S), (signal.SIGKILL, _KILL_S)):
-            with contextlib.suppress(ProcessLookupError):
-                # Asked to stop, the job stops what it started; killed, it cannot.
-                os.kill(pid, number) if number == signal.SIGTERM else os.killpg(pid, number)
-            if _wait(lambda: read().pid is None, patience):
-                return
-        raise EngineError(f"job {read().job_id}: process {pid} cannot be stopped; it hangs in the system")
+        started = [] if job.process is None else _find_children(job.process)
+        if job.process is None or not job.process.send(signal.SIGTERM):
+            ask_to_stop(store, job)
+        elif not job.process.wait(_PATIENCE_S):
+            job.process.send(signal.SIGKILL)
+            if not job.process.wait(_KILL_S):
+                raise EngineError(f"job {job_id}: {job.where} cannot be stopped; it hangs in the system")
+        deadline = time.monotonic() + _REST_S
+        for process in started:  # each sees to its own end
+            process.wait(max(0.0, deadline - time.monotonic()))
+
+
+def _find_children(process: ProcessIdentity) -> list[ProcessIdentity]:
+    """What a process has started, and what that has, as far as it works still."""
+    found: list[ProcessIdentity] = []
+    if process.is_alive():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                with contextlib.suppress(ProcessLookupError):
+                    found.append(ProcessIdentity.of(child.pid))
+    return found
+
+
+def ask_to_stop(store: JobStore, job: Job) -> None:
+    """Stops a job that runs where no signal reaches it: in another container, on another host.
+
+    Raises:
+        BusyError: It has not stopped.
+    """
+    store.ask_to_stop(job.job_id)
+    if not _wait(lambda: store.read(job.job_id).state in ENDED, _UNSEEN_PATIENCE_S):
+        raise BusyError(
+            f"job {job.job_id} runs where this API cannot see it ({job.where or 'not begun yet'}); it was asked to "
+            "stop and has not yet: ask again, or stop it there"
+        )
 
 
 class RayRunner:
@@ -99,18 +136,17 @@ class RayRunner:
 
         self.jobs = RayJobs(address, environment)
 
-    def start(self, folder: Path, job_id: str) -> None:
+    def start(self, root: RootPath, job_id: str) -> None:
         """See Runner."""
-        self.jobs.start(folder, job_id)
+        self.jobs.start(str(root), job_id)
 
     def find_end(self, job: Job) -> str | None:
         """See Runner."""
         end = self.jobs.find_end(job.job_id)
         return None if end is None else f"the Ray job ended without a word: {' '.join(end.split())[:300]}"
 
-    def stop(self, read: Callable[[], Job]) -> None:
+    def stop(self, store: JobStore, job_id: str) -> None:  # noqa: ARG002 -- the cluster reaches its jobs
         """See Runner."""
-        job_id = read().job_id
         self.jobs.stop(job_id)
         if not _wait(lambda: self.jobs.find_end(job_id) is not None, _RAY_PATIENCE_S):
             raise EngineError(f"job {job_id}: Ray has not stopped it yet; ask again")
@@ -127,14 +163,12 @@ class JobPool:
         max_kept: Jobs that are kept after they have ended.
     """
 
-    def __init__(self, root: Path, runner: Runner, *, max_running: int, max_waiting: int, max_kept: int) -> None:
-        self._folder = root / "runs" / "jobs"
-        self.store = JobStore(self._folder)
-        self._runner = runner
+    def __init__(self, root: RootPath, runner: Runner, *, max_running: int, max_waiting: int, max_kept: int) -> None:
+        self.store = JobStore(root)
+        self._root, self._runner = root, runner
         self._max_running, self._max_waiting, self._max_kept = max_running, max_waiting, max_kept
         self._lock = threading.Lock()
         self._started: set[str] = set()
-        self._ended: set[str] = set()
         self._stopping: set[str] = set()
         self._refused_since: dict[str, float] = {}
 
@@ -143,14 +177,33 @@ class JobPool:
         """Whether its jobs are those of a Ray cluster."""
         return self._runner.is_ray
 
-    def submit(self, kind: str, ep_ids: tuple[EpId, ...], requested: Mapping[str, Any], key: str | None = None) -> Job:
+    @contextlib.contextmanager
+    def _hold(self, patience_s: float) -> Iterator[None]:
+        """Held by who decides something about jobs, in this API and in others."""
+        deadline = time.monotonic() + patience_s
+        if not self._lock.acquire(timeout=patience_s):
+            raise StorageError("the API is busy with other requests about jobs; try again")
+        try:
+            with self.store.hold_all(max(0.0, deadline - time.monotonic())):
+                yield
+        finally:
+            self._lock.release()
+
+    def submit(
+        self,
+        kind: Literal["episode", "season"],
+        ep_ids: tuple[EpId, ...],
+        requested: Mapping[str, Any],
+        key: str | None = None,
+    ) -> Job:
         """Notes a job and starts it if there is room; with the key of an earlier one it is that one.
 
         Raises:
             BusyError: A job for one of the episodes has not ended (the message names it), too many wait, or the key
                 was used for something else.
+            StorageError: Another API decides something for long; the message says which.
         """
-        with self._lock, self.store.hold_all():
+        with self._hold(_HOLD_PATIENCE_S):
             if key is not None:
                 for job in self.store.read_all():
                     if job.key == key:
@@ -166,24 +219,25 @@ class JobPool:
             if waiting >= self._max_waiting:
                 raise BusyError(f"{waiting} jobs are waiting already; try again later")
             job_id = self.store.create(kind, ep_ids, requested, is_on_ray=self._runner.is_ray, key=key).job_id
-            self._ended.difference_update(self.store.prune(self._max_kept))
-        self.tend()
+            self.store.prune(self._max_kept)
+            self._tend()
         return self.store.read(job_id)
 
     def tend(self) -> None:
         """Notes the end of jobs that died without a word; starts those that wait, oldest first, while there is room."""
-        with self._lock, self.store.hold_all():
-            jobs = self._list_open()
-            n_running = 0
-            for job in jobs:
-                if job.state == RUNNING or job.job_id in self._started:
-                    n_running += 1
-                if job.job_id in self._started or job.state == RUNNING:
-                    n_running -= self._note_end(job)
-            for job in reversed(jobs):
-                if job.state == QUEUED and job.job_id not in self._started and n_running < self._max_running:
-                    n_running += 1
-                    self._start(job.job_id)
+        with self._hold(_TEND_PATIENCE_S):
+            self._tend()
+
+    def _tend(self) -> None:
+        jobs = self._list_open()
+        n_running = 0
+        for job in jobs:
+            if job.state == RUNNING or job.job_id in self._started:
+                n_running += 1 - self._note_end(job)
+        for job in reversed(jobs):
+            if job.state == QUEUED and job.job_id not in self._started and n_running < self._max_running:
+                n_running += 1
+                self._start(job.job_id)
 
     def cancel(self, job_id: str) -> Job:
         """Stops a job, all of it, and gives it as it is then; one that has ended stays as it is.
@@ -192,27 +246,28 @@ class JobPool:
             JobError: There is no such job.
             BusyError: It runs where this API cannot stop it.
             EngineError: It does not stop.
+            StorageError: Another API decides something for long; the message says which.
         """
-        with self._lock, self.store.hold_all():
+        with self._hold(_HOLD_PATIENCE_S):
             if self.store.read(job_id).state == QUEUED and job_id not in self._started:
-                self.store.end(job_id, CANCELED, "canceled before it began")
+                # Another API may be starting it just now; whoever comes second sees what the other one has written.
+                self.store.ask_to_stop(job_id)
+                if self.store.read(job_id).state == QUEUED:
+                    self.store.end(job_id, CANCELED, "canceled before it began")
             self._stopping.add(job_id)
         try:
             self._stop(self.store.read(job_id))
         finally:
             self._stopping.discard(job_id)
-        self.tend()
         return self.store.read(job_id)
 
     def _stop(self, job: Job) -> None:
-        job_id = job.job_id
         if job.state not in ENDED:
-            if job.is_on_ray != self._runner.is_ray:
-                raise BusyError(f"job {job_id} runs {'on' if job.is_on_ray else 'without'} Ray, this API does not")
-            if not job.is_on_ray and job.host not in (None, socket.gethostname()):
-                raise BusyError(f"job {job_id} runs on {job.host}; cancel it through the API there")
-            self._runner.stop(lambda: self.store.read(job_id))
-            self.store.end(job_id, CANCELED, "canceled; its process had to be killed, no file is half written")
+            if job.is_on_ray == self._runner.is_ray:
+                self._runner.stop(self.store, job.job_id)
+            else:
+                ask_to_stop(self.store, job)
+            self.store.end(job.job_id, CANCELED, "canceled; its process had to be killed, no file is half written")
 
     def count_by_state(self) -> dict[str, int]:
         """Jobs by state."""
@@ -224,7 +279,7 @@ class JobPool:
     def _start(self, job_id: str) -> None:
         self._started.add(job_id)
         try:
-            self._runner.start(self._folder, job_id)
+            self._runner.start(self._root, job_id)
         except (EngineError, OSError) as error:
             _log.warning("job %s cannot be started: %s", job_id, error)
             since = self._refused_since.setdefault(job_id, time.monotonic())
@@ -251,17 +306,13 @@ class JobPool:
     def _list_open(self) -> Sequence[Job]:
         """Jobs that have not ended, newest first; those found dead are noted as failed, unless somebody stops them."""
         jobs = []
-        for job_id in self.store.list_ids():
-            if job_id in self._ended:
-                continue
-            job = self.store.read(job_id)
-            if job.state in ENDED and (job.ended_at is not None or job_id not in self._stopping):
-                if job.ended_at is None:
-                    self.store.end(job_id, FAILED, job.error)
-                self._ended.add(job_id)
-                self._started.discard(job_id)
-            else:
+        for job in self.store.read_all():
+            if job.ended_at is None and job.state in ENDED and job.job_id not in self._stopping:
+                self.store.end(job.job_id, FAILED, job.error)
+            elif job.ended_at is None:
                 jobs.append(job)
+                continue
+            self._started.discard(job.job_id)
         return jobs
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import logging
 import os
+import resource
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from cleanup.edges.data_root import DATA_ROOT_VARIABLE
 from cleanup.entrypoints.http_api import Access, create_app
+from cleanup.entrypoints.http_connections import Connections, LimitedProtocol
 from cleanup.entrypoints.job_pool import JobPool, ProcessRunner, RayRunner, Runner
+from cleanup.entrypoints.log_limits import RepeatFilter
 from cleanup.entrypoints.readiness import ReadinessProbe
 from cleanup.entrypoints.run_tools import named_facebank
-from cleanup.entrypoints.serve_options import TOKEN_VARIABLE, ServeOptions, check_token
+from cleanup.entrypoints.serve_options import TOKEN_VARIABLE, Limits, ServeOptions, check_token
 from cleanup.entrypoints.shell import open_root
 from cleanup.entrypoints.terminal import say
 from cleanup.errors import SettingsError
@@ -29,6 +34,8 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 # Settings of the server that its jobs, processes of their own, find in their environment.
 _HANDED_ON = ("models", "facebank_dsn", "cache_dir")
 _BACKLOG = 2048
+# asyncio accepts so many connections before the first of them can be refused.
+_ACCEPTED_AT_ONCE = 32
 _SHUTDOWN_S = 3
 
 
@@ -64,12 +71,13 @@ def build_app(options: ServeOptions, *, token: str | None, hosts: Sequence[str] 
     if options.ray_address is not None:
         runner = RayRunner(options.ray_address, _ray_environment(settings))
     pool = JobPool(
-        root.path.system_path,
+        root.path,
         runner,
         max_running=options.max_jobs,
         max_waiting=options.max_waiting,
         max_kept=options.keep_jobs,
     )
+    pool.store.read_all()  # once: what has ended is not read again for every list
     access = Access(token, hosts, tuple(options.cors_origins))
     return create_app(root, pool, ReadinessProbe(settings, root, runner), access, options.limits)
 
@@ -115,8 +123,22 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def run_server(app: FastAPI, host: str, port: int, *, is_verbose: bool) -> None:
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)  # asyncio has set it to as many as it accepts at once
+
+
+def run_server(app: FastAPI, host: str, port: int, limits: Limits, *, is_verbose: bool) -> None:
     """Listens until SIGINT or SIGTERM; jobs go on.
+
+    Args:
+        app: The application.
+        host: Where it listens.
+        port: Where it listens; 0 for any free one.
+        limits: What a caller may use up.
+        is_verbose: Whether every request is logged.
 
     Raises:
         SettingsError: The address cannot be listened on.
@@ -133,12 +155,18 @@ def run_server(app: FastAPI, host: str, port: int, *, is_verbose: bool) -> None:
     bound = listener.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     say(f"Episode Cleanup listens on http://{shown}:{bound}")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RepeatFilter())
+    # A file or two are open for every request at work, and jobs are started with pipes.
+    most = min(limits.max_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+    protocol: Any = functools.partial(LimitedProtocol, connections=Connections(most))
     config = uvicorn.Config(
         app, log_level="info" if is_verbose else "warning", access_log=is_verbose, server_header=False,
-        timeout_graceful_shutdown=_SHUTDOWN_S, log_config=None, loop="asyncio", http="h11",
+        timeout_graceful_shutdown=_SHUTDOWN_S, log_config=None, loop="asyncio", http=protocol, ws="none",
+        backlog=_ACCEPTED_AT_ONCE,
     )  # fmt: skip
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
         _log.info("asked to stop")
     say("the API has stopped; jobs that run go on")

@@ -31,10 +31,12 @@ class Limits:
     Attributes:
         max_body_bytes: Longest body.
         per_second: Requests a second from one address, twice as many at once; 0 for any.
+        max_connections: Connections at a time, half of them from one address.
     """
 
     max_body_bytes: int = 65536
     per_second: float = 200.0
+    max_connections: int = 512
 
 
 @dataclass(frozen=True)

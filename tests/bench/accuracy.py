@@ -130,7 +130,7 @@ def observe_scene(root: Path, truth_file: Path, settings: ResolvedSettings) -> S
     truth = json.loads(truth_file.read_text())
     paths = EpisodePaths(RootPath(root), truth["ep_id"])
     episode = attach_detections(read_episode(paths), settings.settings.observe)
-    with VideoFrames(paths.video) as video:
+    with VideoFrames(paths.video.system_path) as video:
         info = video.info
     plan = plan_observations(episode, settings.settings.observe, info.width, info.height, info.fps)
     engine = build_engine(settings)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cleanup.edges.data_root import DataRoot
+from cleanup.edges.job_records import SUCCEEDED
+from cleanup.edges.job_store import JobStore
 from cleanup.edges.journal import Journal
 from cleanup.edges.root_path import RootPath
 from cleanup.entrypoints.episode_job import EpisodeJob, run_episode_job
@@ -53,10 +55,23 @@ def meddle(request: dict[str, Any]) -> None:
         RootPath.exchange = lambda *_: False  # type: ignore[method-assign]
 
 
+def keep_jobs(root: str) -> None:
+    """A job of the API from its making to its end, and the removal of the one before."""
+    store = JobStore(RootPath(Path(root)))
+    with store.hold_all(1):
+        job_id = store.create("episode", (check_ep_id("show-s01e01"),), {}).job_id
+    with store.hold(job_id):
+        store.end(job_id, SUCCEEDED, summary={"tracks_after": 3})
+    with store.hold_all(1):
+        store.prune(1)
+
+
 def act(request: dict[str, Any]) -> None:
     if request.get("meddle"):
         meddle(request)
-    if request.get("restore"):
+    if request.get("keeps_jobs"):
+        keep_jobs(request["root"])
+    elif request.get("restore"):
         ep_id, run_id = check_ep_id(request["ep_id"]), check_run_id(request["restore"])
         restore_backup(DataRoot(RootPath(Path(request["root"]))), ep_id, run_id, 10)
     else:

@@ -23,6 +23,7 @@ from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import find_violations
 from cleanup.edges.backups import BackupStore
 from cleanup.edges.episode_lock import hold_episode
+from cleanup.edges.job_store import JobStore
 from cleanup.edges.root_path import RootPath
 from tests.builders import DOCUMENTED_EP, EMITTED_EP, artifacts_of, write_episode
 from tests.conftest import ROOT
@@ -192,3 +193,40 @@ def test_an_undo_that_strikes_a_fault_at_any_call_leaves_the_old_state_and_what_
         assert "killed" in answer or answer["error"] is not None, trace[at - 1]
         assert not [p for p in root.rglob("*") if p.name.startswith(".") or p.name.startswith("journal")], trace[at - 1]
         shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("error", FAULTS)
+def test_a_job_of_the_api_is_whole_or_rubbish_whatever_call_strikes_a_fault(
+    tmp_path: Path, ask: Ask, error: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    clean = tmp_path / "clean"
+    clean.mkdir()
+    ask(root=str(clean), keeps_jobs=True)
+    first = JobStore(RootPath(clean)).read_all()[0].job_id
+    shutil.copytree(clean, tmp_path / "traced")
+    answer = ask(root=str(tmp_path / "traced"), keeps_jobs=True)
+    assert answer["error"] is None and {"mkdirat", "renameat", "unlinkat"} <= {x.split()[0] for x in answer["trace"]}
+
+    states = []
+    for at, call in enumerate(answer["trace"], start=1):
+        root = tmp_path / str(at)
+        shutil.copytree(clean, root)
+        answer = ask(root=str(root), keeps_jobs=True, at=at, error=error)
+        assert error != 0 or answer == {"killed": 9}, call
+        assert "killed" in answer or not str(answer["error"]).startswith("TRACEBACK"), (call, answer)
+        store = JobStore(RootPath(root))
+        jobs = store.read_all()
+        assert {j.job_id for j in jobs} == {p.name for p in (root / "runs" / "jobs").glob("[0-9]*")} and jobs, call
+        assert all(j.state != "succeeded" or store.read_report(j.job_id) is not None for j in jobs), call
+        states.append([j.state for j in jobs if j.job_id != first])
+        again = ask(root=str(root), keeps_jobs=True)
+        assert again["error"] is None, call
+        kept = JobStore(RootPath(root)).read_all()
+        assert kept[0].state == "succeeded" and [j.state for j in kept].count("succeeded") <= 1, call
+        assert not [p for p in (root / "runs" / "jobs").rglob(".*") if p.parent.name == "jobs"], call
+        shutil.rmtree(root)
+    assert states[0] == [] and states[-1] == ["succeeded"] and not caplog.records
+    if error == 0:
+        # Not there, queued, died, succeeded: nothing else, in this order.
+        order = [[], ["queued"], ["failed"], ["succeeded"]]
+        assert [order.index(s) for s in states] == sorted(order.index(s) for s in states)

@@ -121,6 +121,13 @@ def members_of(root: Path, pid: int) -> list[psutil.Process]:
     return found
 
 
+def works(process: psutil.Process) -> bool:
+    """Whether a process is there and has not ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_canceled_in_any_phase_nothing_is_left_of_a_job(drawn: Path, phase: str) -> None:
     cleanup("facebank", "enroll", drawn / "seed_photos", "--show", "demo", "--aligned", "--models", drawn / "models",
@@ -137,12 +144,12 @@ def test_canceled_in_any_phase_nothing_is_left_of_a_job(drawn: Path, phase: str)
         started = time.monotonic()
         ended = api.call("POST", f"/jobs/{job_id}/cancel")
         waited = time.monotonic() - started
-        _, alive = psutil.wait_procs(members, timeout=0)
+        alive = [process for process in members if works(process)]
         standing = api.get(f"/jobs/{job_id}/progress")
         again = api.call("POST", f"/jobs/{job_id}/cancel")
 
     assert ended["state"] == again["state"] == "canceled" and "no file is half written" in ended["error"]
-    assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == [] and waited < 5
+    assert alive == [] and waited < 5
     assert standing["phase"] == "canceled"
     assert artifacts_of(drawn, EP) == before
 
@@ -156,7 +163,7 @@ def test_a_job_that_does_not_stop_is_killed(api: Api) -> None:
     ended = api.call("POST", f"/jobs/{job_id}/cancel")
 
     assert ended["state"] == "canceled" and "killed" in ended["error"]
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert not psutil.pid_exists(pid) or not works(psutil.Process(pid))
     assert artifacts_of(api.root, EP) == before
 
 
@@ -308,9 +315,74 @@ def test_nothing_outside_the_data_root_is_reached(api: Api, tmp_path: Path) -> N
     for path in (f"/episodes/..%2f..%2f{EP}/report", "/episodes/%2e%2e/report", "/jobs/..%2f..%2f/logs",
                  "/jobs/../../manifests", "/jobs/%2e%2e%2flock/logs"):  # fmt: skip
         assert api.http.get(path).status_code in (404, 422), path
-    assert "out of the data root" in api.get("/episodes/out-s01e01/report", status=403)["detail"]
+    assert "is a link" in api.get("/episodes/out-s01e01/report", status=403)["detail"]
     for video in ("../secret/x.mp4", str(tmp_path / "x.mp4"), f"videos/{EP}/link.mp4"):
         assert "outside the data root" in api.start(EP, status=422, video=video)["detail"]
+
+
+def test_nothing_outside_is_served_for_a_job(drawn: Path, tmp_path: Path) -> None:
+    secret, job_id = tmp_path / "secret.json", "20250101T000000.000000Z-deadbeef"
+    secret.write_text('{"aws_secret": 1}')
+    folder = drawn / "runs" / "jobs" / job_id
+    folder.mkdir(parents=True)
+    request = {"kind": "episode", "ep_ids": [EP], "requested": {}, "created_at": "2025-01-01"}
+    (folder / "request.json").write_text(json.dumps(request))
+    (folder / "end.json").write_text(json.dumps({"state": "succeeded", "error": None, "ended_at": "2025-01-01"}))
+    for path in (folder / "log.txt", folder / "report.json", folder / "events.jsonl",
+                 drawn / "manifests" / EP / "track_metrics.json"):  # fmt: skip
+        path.unlink(missing_ok=True)
+        path.symlink_to(secret)
+    with serve(drawn) as api:
+        for path in ("", "/logs", "/progress", "/events"):
+            answer = api.http.get(f"/jobs/{job_id}{path}")
+            assert answer.status_code == 403 and "is a link" in answer.json()["detail"], path
+
+
+def test_an_odd_request_is_told_what_is_wrong_with_it(drawn: Path, tmp_path: Path) -> None:
+    log, post = tmp_path / "log", "/jobs/episode_cleanup_async"
+    as_json = {"Content-Type": "application/json"}
+    ok = json.dumps({"ep_id": EP, "actions": ["recluster"]}).encode()
+    with serve(drawn, log=log) as api:
+        job_id = api.start(EP, actions=["recluster"])["job_id"]
+        api.wait(job_id)
+        for method, path, headers, body, status, told in (
+            ("POST", post, as_json | {"Origin": "http://["}, ok, 403, "may not call"),
+            ("POST", post, {"Origin": "null"}, ok, 403, "may not call"),
+            ("GET", "/jobs", {"Host": f"evil.example@127.0.0.1:{api.url.rsplit(':', 1)[1]}"}, b"", 403, "not called"),
+            ("POST", post, {}, ok, 415, "application/json"),
+            ("POST", post, {"Content-Type": "text/plain"}, ok, 415, "application/json"),
+            ("POST", post, as_json, b'{"ep_id": ' + b"[" * 30_000 + b"]" * 30_000 + b"}", 422, "recursion"),
+            ("POST", post, as_json, b'{"ep_id": "\xff"}', 422, "utf-8"),
+            ("POST", post, as_json, b'{"stride": ' + b"9" * 5000 + b"}", 422, "digits"),
+            ("POST", post, as_json, json.dumps({"ep_id": EP, "video": "a\0"}).encode(), 422, "null byte"),
+            ("POST", post, as_json, json.dumps({"ep_id": EP, "video": "a" * 300}).encode(), 400, "no video"),
+            ("GET", "/nowhere", {}, b"", 404, "no get /nowhere"),
+            ("DELETE", f"/jobs/{job_id}", {}, b"", 405, "allowed is get"),
+            ("GET", "/jobs?cursor=1-x", {}, b"", 422, "cursor"),
+            ("GET", f"/jobs/{'a' * 10_000}", {}, b"", 404, "no job"),
+            *(("GET", f"/jobs/{job_id}/events", {"Last-Event-ID": i}, b"", 422, "last-event-id")
+              for i in ("abc", "9" * 18 + "-0", "0-" + "9" * 18, "5-0", "1-1-end")),
+        ):  # fmt: skip
+            answer = api.http.request(method, path, headers=headers, content=body)
+            assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), path
+            assert told in answer.json()["detail"].lower(), answer.text
+
+    assert log.read_text() == ""
+
+
+def test_head_is_answered_wherever_get_is(api: Api) -> None:
+    job_id = api.start(EP, write_back=True, actions=["recluster"])["job_id"]
+    api.wait(job_id)
+    for path in ("/", "/healthz", "/readyz", "/openapi.json", "/jobs", f"/jobs/{job_id}", f"/jobs/{job_id}/progress",
+                 f"/jobs/{job_id}/logs", f"/jobs/{job_id}/pictures", f"/episodes/{EP}/report",
+                 f"/episodes/{EP}/settings", "/jobs/none", f"/jobs/{job_id}/pictures/99"):  # fmt: skip
+        got, head = api.http.get(path), api.http.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b""), path
+        assert head.headers["content-length"] == got.headers["content-length"], path
+    events = api.http.head(f"/jobs/{job_id}/events")
+    assert events.status_code == 200 and events.headers["content-type"].startswith("text/event-stream")
+    assert 'method="HEAD",route="/jobs/{job_id}"' in api.http.get("/metrics").text
+    assert api.http.head("/jobs/episode_cleanup_async").status_code == 404
 
 
 def test_long_bodies_and_floods_are_refused(drawn: Path) -> None:

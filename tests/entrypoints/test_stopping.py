@@ -14,13 +14,13 @@ from tests.builders import EMITTED_EP, artifacts_of, write_episode
 
 STOPPED_IN_THE_COMMIT = """
 import os, signal, sys
-from cleanup.edges import write_back
+from cleanup.edges.journal import Journal
 from cleanup.entrypoints import cli
-apply = write_back._apply
-def interrupted(*arguments):
+apply = Journal.apply
+def interrupted(self):
     os.kill(os.getpid(), signal.SIGINT)
-    apply(*arguments)
-write_back._apply = interrupted
+    apply(self)
+Journal.apply = interrupted
 sys.argv = ["cleanup", "run", "--ep-id", sys.argv[2], "--out-root", sys.argv[1], "--actions", "split_tracks,recluster",
             "--write-back", "-q"]
 cli.main()

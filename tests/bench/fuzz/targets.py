@@ -226,7 +226,7 @@ def _whole_run(scratch: Path) -> Target:
 
 
 def _file_of(paths: EpisodePaths, name: str) -> Path:
-    return paths.embeddings if name == "faces.npy" else paths.manifests / name
+    return (paths.embeddings if name == "faces.npy" else paths.manifests / name).system_path
 
 
 def _config(scratch: Path) -> Target:
@@ -306,14 +306,15 @@ def _records(scratch: Path) -> Target:
     """Journals and records of backups."""
     paths = EpisodePaths(RootPath(scratch), check_ep_id("show-s01e01"))
     for folder in (paths.runs, paths.backups, paths.manifests, paths.embeddings.parent):
-        folder.mkdir(parents=True)
+        folder.mkdir()
     record = paths.backups / "20260314T092653.589793Z-4711.json"
     version = {"sha256": "0" * 64, "size": 1}
     seeds = [
-        orjson.dumps({"version": 1, "run_id": "r", "made_by": "run", "moves": [
-            {"target": "manifests/show-s01e01/tracks.jsonl", "staged": None, "sha256": None}]}),
+        orjson.dumps({"version": 2, "run_id": "20260314T092653.589793Z-4711", "moves": [
+            {"target": "manifests/show-s01e01/tracks.jsonl", "staged": None, "before": None, "after": None}]}),
         orjson.dumps({"schema_version": "backup_v1", "made_by": "run", "created_at": "now",
-                      "before": {"a": version}, "after": {"a": None}}),
+                      "number": 1, "before": {"manifests/show-s01e01/tracks.jsonl": version},
+                      "after": {"manifests/show-s01e01/tracks.jsonl": None}}),
     ]  # fmt: skip
 
     def run(data: bytes) -> None:
@@ -322,6 +323,8 @@ def _records(scratch: Path) -> Target:
         for read in (lambda: recover(paths), lambda: BackupStore(paths).list_backups()):
             with contextlib.suppress(CleanupError):
                 read()
+        for left in (*paths.runs.glob("*.unreadable-*"), *paths.backups.glob("*.unreadable-*")):
+            left.unlink()
 
     return Target(run, seeds)
 

@@ -66,10 +66,10 @@ def _read_and_write_by_line(root: Path, ep_id: str, target: Path) -> dict[str, A
     target.mkdir(parents=True, exist_ok=True)
     _warm_up(root, ep_id)
     started = time.perf_counter()
-    with paths.tracks.open() as stream:
+    with paths.tracks.system_path.open() as stream:
         tracks = {json.loads(line)["track_id"] for line in stream}
     matrix, seen = np.load(paths.embeddings.system_path), set()
-    with paths.faces.open() as stream, (target / "faces.jsonl").open("w") as output:
+    with paths.faces.system_path.open() as stream, (target / "faces.jsonl").open("w") as output:
         for place, line in enumerate(stream):
             record = json.loads(line)
             embedding, landmarks = np.array(record["embedding"], np.float32), record.get("landmarks") or [0.0] * 10

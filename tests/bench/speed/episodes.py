@@ -70,8 +70,8 @@ def repeat_episode(root: Path, ep_id: str, n_times: int, faces_per_turn: int) ->
     source, target = EpisodePaths(RootPath(SHARED / "data"), SOURCE_EP), EpisodePaths(RootPath(root), ep_id)
     if target.identities.exists():
         return root
-    n_frames = repeat_video(source.video, target.video, n_times)
-    tracks, faces, detections = (_read(p) for p in (source.tracks, source.faces, source.detections))
+    n_frames = repeat_video(source.video.system_path, target.video.system_path, n_times)
+    tracks, faces, detections = (_read(p.system_path) for p in (source.tracks, source.faces, source.detections))
     matrix = np.load(source.embeddings.system_path)
     chosen = _first_tracks(tracks, faces, faces_per_turn)
     spans = [t["frame_span"] for t in tracks if t["track_id"] in chosen]
@@ -96,20 +96,20 @@ def repeat_episode(root: Path, ep_id: str, n_times: int, faces_per_turn: int) ->
             for d in detections
             if d["frame_idx"] <= last
         ]
-    target.manifests.mkdir(parents=True)
-    target.embeddings.parent.mkdir(parents=True)
-    _write(target.tracks, new_tracks)
-    _write(target.faces, new_faces)
-    _write(target.detections, new_detections)
+    target.manifests.mkdir()
+    target.embeddings.parent.mkdir()
+    _write(target.tracks.system_path, new_tracks)
+    _write(target.faces.system_path, new_faces)
+    _write(target.detections.system_path, new_detections)
     np.save(target.embeddings.system_path, matrix[rows])
-    document = json.loads(source.identities.read_text())
+    document = json.loads(source.identities.read_bytes())
     document["identities"] = [
         {"identity_id": f"identity-{i:05d}", "track_ids": [t], "labels": {}, "locked": False}
         for i, t in enumerate(identities, start=1)
     ]
     if "ep_id" in document.get("metadata", {}):
         document["metadata"]["ep_id"] = ep_id
-    target.identities.write_text(json.dumps(document))
+    target.identities.system_path.write_text(json.dumps(document))
     return root
 
 
@@ -138,14 +138,14 @@ def draw_episode(root: Path, ep_id: str, dialect: str, n_tracks: int, faces_per_
     rows = np.repeat(centres, faces_per_track, axis=0) + noise
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float64).round(6)
     paths.manifests.mkdir()
-    paths.embeddings.parent.mkdir(parents=True)
+    paths.embeddings.parent.mkdir()
     np.save(paths.embeddings.system_path, rows.astype(np.float32))
     describe_face, describe_track, describe_identity = _WRITERS[dialect]
     with paths.faces.system_path.open("w") as stream:
         for i in range(n_faces):
             face = describe_face(ep_id, i, i // faces_per_track + 1, rows[i].tolist())
             stream.write(json.dumps(face) + "\n")
-    _write(paths.tracks, [describe_track(ep_id, t, faces_per_track) for t in range(1, n_tracks + 1)])
+    _write(paths.tracks.system_path, [describe_track(ep_id, t, faces_per_track) for t in range(1, n_tracks + 1)])
     identities = [describe_identity(t, faces_per_track) for t in range(1, n_tracks + 1)]
     extra = {"metadata": {"ep_id": ep_id}} if dialect == "documented" else {"config": {}, "stats": {}}
     paths.identities.system_path.write_text(json.dumps({"identities": identities, **extra}))

@@ -45,7 +45,7 @@ def _plan(root: Path, ep_id: str, settings: ResolvedSettings) -> tuple[str, list
     paths = EpisodePaths(RootPath(root), ep_id)
     observe = settings.settings.observe
     episode = attach_detections(read_episode(paths), observe)
-    with VideoFrames(paths.video) as video:
+    with VideoFrames(paths.video.system_path) as video:
         info = video.info
     return str(paths.video), plan_observations(episode, observe, info.width, info.height, info.fps).tables()
 
@@ -231,7 +231,7 @@ def decode(_folder: Path) -> list[Row]:
     """The pass with models that cost nothing against decoding the same stretch and throwing it away."""
     root = SHARED / "data"
     last = run_side(_decode, root, SOURCE_EP, "balanced").values["last"]
-    video = EpisodePaths(RootPath(root), SOURCE_EP).video
+    video = EpisodePaths(RootPath(root), SOURCE_EP).video.system_path
     ours, bare = take_turns(
         7, lambda: run_side(_decode, root, SOURCE_EP, "balanced"), lambda: run_side(_decode_bare, video, last)
     )
@@ -249,7 +249,7 @@ def decode(_folder: Path) -> list[Row]:
 def sparse(folder: Path) -> list[Row]:
     """Profile low_power where few frames are needed against decoding everything; models cost nothing, as in decode."""
     root = repeat_episode(folder / "sparse", "sparse-s01e01", 8, 130)
-    video = EpisodePaths(RootPath(root), "sparse-s01e01").video
+    video = EpisodePaths(RootPath(root), "sparse-s01e01").video.system_path
     ours, bare = take_turns(
         3,
         lambda: run_side(_decode, root, "sparse-s01e01", "low_power"),
