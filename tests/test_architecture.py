@@ -71,6 +71,7 @@ OPENS_BY_NAME = {
     "entrypoints/facebank_cli.py": "photos that the user named, and a scratch folder for cut-out ones",
     "entrypoints/http_api.py": "the page",
     "entrypoints/job_process.py": "turns the API's argument into a RootPath",
+    "entrypoints/process.py": "/dev/null, in place of streams that were closed",
     "entrypoints/serve.py": "models",
     "entrypoints/shell.py": "/dev/null",
 }
