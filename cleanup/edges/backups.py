@@ -10,6 +10,7 @@ Records are in the order of the numbers they carry, not of the clocks that named
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import re
@@ -26,10 +27,12 @@ from cleanup.edges.records import RecordError, field, set_aside, take
 from cleanup.edges.remote_root import RemoteRoot
 from cleanup.edges.root_path import RootPath
 from cleanup.errors import ArtifactError, first_line
-from cleanup.names import RunId, check_run_id
+from cleanup.names import RunId, check_run_id, is_run_id
 
 _SCHEMA_VERSION, _ANY_VERSION = "backup_v1", re.compile("backup_v[0-9]{1,3}")
 _MAX_TEXT = 200
+# Beyond it nobody counts; backups that have it are in the order of their names.
+_LAST_NUMBER = 1 << 53
 _SHA256 = re.compile("[0-9a-f]{64}")
 _log = logging.getLogger(__name__)
 # File -> what it held, or None where it was not there; names are relative to the data root.
@@ -96,7 +99,8 @@ class BackupStore:
 
     def make_backup(self, run_id: RunId, made_by: str, before: State, after: State) -> Backup:
         """A record of now, the last of all."""
-        number = max((backup.number for backup in self.list_backups()), default=0) + 1
+        last = max((backup.number for backup in self.list_backups()), default=0)
+        number = min(last + 1, _LAST_NUMBER)
         return Backup(number, run_id, made_by, datetime.now(UTC).isoformat(timespec="seconds"), before, after)
 
     def list_backups(self) -> list[Backup]:
@@ -111,8 +115,12 @@ class BackupStore:
             self._remote.fetch_some(self._paths.backups, "*.json")
         found, odd = [], {}
         for path in self._paths.backups.glob("[0-9]*.json"):
+            if not is_run_id(path.stem):  # somebody else's
+                continue
             try:
                 found.append(self._read_record(path))
+            except FileNotFoundError:  # pruned meanwhile
+                continue
             except RecordError as error:
                 odd[path] = error
         return sorted(found, key=lambda backup: (backup.number, backup.run_id)), odd
@@ -138,7 +146,7 @@ class BackupStore:
         draft = self._objects / f".{target.name}.draft"
         version = write_pieces(draft, read_pieces(target))
         kept = self.object_path(version)
-        if kept.exists() and read_version(kept) == version:
+        if kept.is_real_file() and read_version(kept) == version:
             draft.unlink()
         else:
             draft.replace(kept)
@@ -159,9 +167,10 @@ class BackupStore:
         if self._remote is not None and not kept.exists():
             self._remote.fetch(kept)
         for path in (kept, current):
-            if path.is_file() and read_version(path) == version:
-                return path
-        if kept.exists():
+            with contextlib.suppress(FileNotFoundError):  # pruned, or replaced, meanwhile
+                if path.is_real_file() and read_version(path) == version:
+                    return path
+        if kept.is_taken():
             raise ArtifactError(f"{kept}: damaged; it does not hold what its name says, so {name} cannot be had back")
         raise ArtifactError(
             f"{self._paths.ep_id}: {name} as it was is not kept: another program has changed it since; nothing was "
@@ -207,8 +216,10 @@ class BackupStore:
 
     def _list_objects(self) -> dict[RootPath, int]:
         if self._remote is not None:
-            return self._remote.list_sizes(self._objects)
-        return {path: path.stat().st_size for path in self._objects.iterdir()} if self._objects.is_dir() else {}
+            sizes = self._remote.list_sizes(self._objects)
+        else:
+            sizes = {path: path.stat().st_size for path in self._objects.glob("*") if path.is_real_file()}
+        return {path: size for path, size in sizes.items() if _SHA256.fullmatch(path.name)}  # others are not ours
 
     def _remove(self, path: RootPath) -> None:
         path.unlink(missing_ok=True)
@@ -228,6 +239,8 @@ class BackupStore:
                 raise ValueError("before and after speak of different files")
             texts = [field(record, name, str)[:_MAX_TEXT] for name in ("made_by", "created_at")]
             number = field(record, "number", int) if "number" in record else 0
+            if not 0 <= number <= _LAST_NUMBER:
+                raise ValueError(f"{number} is no number of a backup")
             return Backup(number, check_run_id(path.stem), texts[0], texts[1], before, after)
         except NewerRecordError:
             raise
@@ -238,7 +251,7 @@ class BackupStore:
         known = {self._paths.name_of(path) for path in self._paths.written}
         if not state.keys() <= known:
             raise ValueError(f"it speaks of {sorted(state.keys() - known)[0]!r}, which no write-back changes")
-        return {name: None if v is None else _read_version_of(v) for name, v in state.items()}
+        return {name: None if v is None else _read_version_of(field(state, name, dict)) for name, v in state.items()}
 
 
 def _read_version_of(value: dict[str, Any]) -> FileVersion:

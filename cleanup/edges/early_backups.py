@@ -13,7 +13,8 @@ import logging
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.backups import Backup, BackupStore, State
 from cleanup.edges.file_writing import FileVersion, read_version, write_synced
-from cleanup.edges.root_path import RootPath
+from cleanup.edges.records import set_aside
+from cleanup.edges.root_path import RootPath, UnsafePathError
 from cleanup.names import RunId, check_run_id, is_run_id
 
 _MADE_BY = "run"
@@ -22,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 def find_early(paths: EpisodePaths) -> list[RootPath]:
     """The folders there are, oldest first."""
-    return [path for path in paths.backups.glob("[0-9]*") if is_run_id(path.name) and path.is_dir()]
+    return [path for path in paths.backups.glob("[0-9]*") if is_run_id(path.name) and path.is_real_folder()]
 
 
 def migrate_early(paths: EpisodePaths) -> None:
@@ -35,12 +36,18 @@ def migrate_early(paths: EpisodePaths) -> None:
     state: State = (
         later[0].before if later else {paths.name_of(p): read_version(p) if p.exists() else None for p in paths.written}
     )
+    known = {backup.run_id: backup for backup in later}
     for folder in reversed(folders):
         run_id = check_run_id(folder.name)
-        if not store.record_path(run_id).exists():
-            before = {name: _keep(paths, store, folder, name, version) for name, version in state.items()}
-            write_synced(store.record_path(run_id), _record(run_id, before, state).to_json())
-        state = store.read(run_id).before
+        if run_id not in known:
+            try:
+                before = {name: _keep(paths, store, folder, name, version) for name, version in state.items()}
+            except UnsafePathError as error:
+                set_aside(folder, error, "the other backups are kept without it")
+                continue
+            known[run_id] = _record(run_id, before, state)
+            write_synced(store.record_path(run_id), known[run_id].to_json())
+        state = known[run_id].before
         folder.rmtree()
     _log.warning("%s: backups of an early version are kept by content now (%d)", paths.ep_id, len(folders))
 

@@ -70,4 +70,4 @@ def _tidy_up(paths: EpisodePaths) -> None:
     recover(paths)
     migrate_early(paths)
     for path in (*paths.runs.glob(f"[0-9]*/{paths.progress.name}"), paths.progress):
-        end_abandoned(path, lambda run_id: BackupStore(paths).record_path(run_id).exists(), paths.report)
+        end_abandoned(path, lambda run_id: BackupStore(paths).record_path(run_id).is_real_file(), paths.report)

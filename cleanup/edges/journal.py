@@ -16,13 +16,15 @@ import orjson
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.file_writing import read_pieces, read_version, write_pieces
 from cleanup.edges.records import RecordError, take
-from cleanup.edges.root_path import RootPath
+from cleanup.edges.root_path import RootPath, UnsafePathError
 from cleanup.errors import ArtifactError, one_line
 from cleanup.names import RunId, check_run_id
 
 _VERSION = 2
 # Of a journal that does not say what the files held before.
 _UNKNOWN = ""
+# What a link, a folder or a special file holds: nothing that was ever read or written here.
+_NO_FILE = "no file"
 
 
 class ChangedMeanwhileError(ArtifactError):
@@ -123,18 +125,22 @@ class Journal:
     def clear(self) -> None:
         """Removes what was displaced, or was staged and did not come about."""
         for move in self.moves:
-            move.staged.unlink(missing_ok=True)
-            move.returning.unlink(missing_ok=True)
+            for path in (move.staged, move.returning):
+                if not path.is_real_folder():  # which is nobody's of ours
+                    path.unlink(missing_ok=True)
 
 
 def _digest(path: RootPath) -> str | None:
-    return read_version(path).sha256 if path.exists() else None
+    try:
+        return read_version(path).sha256 if path.exists() else None
+    except UnsafePathError:
+        return _NO_FILE
 
 
 def _make(move: Move) -> None:
     staged = _digest(move.staged)
     if move.after is None:
-        if staged is None and move.target.exists():
+        if staged is None and move.target.is_taken():
             move.target.rename_new(move.staged)
         _check_displaced(move, _digest(move.staged))
     elif staged == move.after:
@@ -146,7 +152,7 @@ def _make(move: Move) -> None:
 
 
 def _put(move: Move) -> None:
-    if not move.target.exists():
+    if not move.target.is_taken():
         if move.before not in (None, _UNKNOWN):
             raise ChangedMeanwhileError(f"{move.target}: another program has removed it")
         move.staged.rename_new(move.target)
@@ -160,14 +166,14 @@ def _put(move: Move) -> None:
 
 
 def _check_displaced(move: Move, digest: str | None) -> None:
-    if digest is not None and move.before not in (digest, _UNKNOWN):
+    if digest == _NO_FILE or (digest is not None and move.before not in (digest, _UNKNOWN)):
         raise ChangedMeanwhileError(f"{move.target}: another program has changed it")
 
 
 def _take_back(move: Move, kept: RootPath | None) -> None:
     displaced = _digest(move.staged)
     if move.after is None:
-        if displaced is not None and not move.target.exists():
+        if displaced is not None and not move.target.is_taken():
             move.staged.rename_new(move.target)
     elif displaced != move.after and _digest(move.target) == move.after:
         if displaced is not None:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from cleanup.edges.records import RecordError, take
+from cleanup.edges.records import RecordError, set_aside, take
 from cleanup.edges.root_path import RootPath
 from cleanup.errors import BusyError, StorageError
 
@@ -191,8 +191,11 @@ class FileLease:
             return checked(take(self._path, dict), str(self._path))
         except FileNotFoundError:
             return None
-        except RecordError:
-            return checked({}, str(self._path))
+        except RecordError as error:
+            if self._path.is_real_file():
+                return checked({}, str(self._path))
+            set_aside(self._path, error, "nobody holds the episode with it")
+            return None
 
     def is_stale(self, record: dict[str, Any]) -> bool:
         """See LeaseStore."""
@@ -201,7 +204,8 @@ class FileLease:
         probe = self._draft()
         probe.write_bytes(b"")
         try:
-            return probe.stat().st_mtime - self._path.stat().st_mtime > LEASE_S
+            # Nor is one of the future renewed: the storage's clock was wrong when it was.
+            return abs(probe.stat().st_mtime - self._path.stat().st_mtime) > LEASE_S
         except FileNotFoundError:
             return True
         finally:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from cleanup.edges.root_path import RootPath, UnsafePathError
+from cleanup.edges.root_path import RootPath
 from cleanup.errors import ArtifactError, first_line
 from cleanup.input_limits import MAX_DOCUMENT_BYTES
 
@@ -31,13 +31,12 @@ def take(path: RootPath, kind: type[_T], limit: int = MAX_DOCUMENT_BYTES) -> _T:
         limit: Bytes it may hold.
 
     Raises:
-        RecordError: It holds something else, or is no file.
-        ArtifactError: It holds more.
+        RecordError: It holds something else, or more, or is no file.
         OSError: It cannot be read.
     """
     try:
         content = path.read_bytes(limit)
-    except UnsafePathError as error:
+    except ArtifactError as error:
         raise RecordError(str(error)) from error
     return _parse(path, content, kind)
 

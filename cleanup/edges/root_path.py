@@ -19,6 +19,7 @@ import os
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -30,6 +31,9 @@ from cleanup.input_limits import MAX_DOCUMENT_BYTES
 _WALK = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Without waiting: who opens a FIFO would wait for its other end.
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | getattr(os, "O_NOCTTY", 0)
+# What a file server has lent to a client (a lease, a delegation) the kernel asks back when it is opened, and takes back
+# after 45 seconds (fs.lease-break-time); who does not wait is told to try again.
+_LEASE_BREAK_S, _GLANCE_S = 60.0, 0.02
 _FLAGS = {
     "rb": os.O_RDONLY,
     "xb": os.O_WRONLY | os.O_CREAT | os.O_EXCL,
@@ -66,9 +70,15 @@ class RootPath:
 
     @classmethod
     def of_file(cls, path: Path) -> RootPath:
-        """A file outside a data root that the user named: its folder is taken as it is, links and all."""
+        """A file outside a data root that the user named: its folder is taken as it is, links and all.
+
+        Raises:
+            UnsafePathError: It is a link or a device, like /dev/null, in whose place a file would come.
+        """
         absolute = path.absolute()
-        return cls(absolute.parent, (absolute.name,))
+        place = cls(absolute.parent, (absolute.name,))
+        place.exists()
+        return place
 
     def __truediv__(self, name: str) -> RootPath:
         parts = PurePosixPath(name).parts
@@ -169,6 +179,20 @@ class RootPath:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def is_real_file(self) -> bool:
+        """Whether there is a file; where there is a link or a special file, there is none."""
+        return self._is_of(stat.S_ISREG)
+
+    def is_real_folder(self) -> bool:
+        """Whether there is a folder; where there is a link or a special file, there is none."""
+        return self._is_of(stat.S_ISDIR)
+
+    def _is_of(self, kind: Callable[[int], bool]) -> bool:
+        try:
+            return kind(self.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError, UnsafePathError):
+            return False
+
     def iterdir(self) -> list[RootPath]:
         """What lies in the folder, sorted, whatever kind it is of.
 
@@ -189,7 +213,7 @@ class RootPath:
             found = [
                 path
                 for folder in found
-                if folder._is_real_folder()
+                if folder.is_real_folder()
                 for path in folder.iterdir()
                 if fnmatch.fnmatchcase(path.name, part)
             ]
@@ -197,21 +221,12 @@ class RootPath:
 
     def walk_files(self) -> Iterator[RootPath]:
         """All regular files below the folder; there may be no such folder."""
-        if self._is_real_folder():
+        if self.is_real_folder():
             for path in self.iterdir():
-                if path._is_real_folder():
+                if path.is_real_folder():
                     yield from path.walk_files()
-                elif path._is_of(stat.S_ISREG):
+                elif path.is_real_file():
                     yield path
-
-    def _is_real_folder(self) -> bool:
-        return self._is_of(stat.S_ISDIR)
-
-    def _is_of(self, kind: Callable[[int], bool]) -> bool:
-        try:
-            return kind(self.stat().st_mode)
-        except (FileNotFoundError, NotADirectoryError, UnsafePathError):
-            return False
 
     # Reading and writing
 
@@ -267,12 +282,18 @@ class RootPath:
                 raise
 
     def _open_in(self, folder: int, flags: int) -> int:
-        try:
-            return os.open(self.name, flags | _FILE, 0o666, dir_fd=folder)
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO, errno.EMLINK, errno.EISDIR):
-                self._check_is_file(os.stat(self.name, dir_fd=folder, follow_symlinks=False))
-            raise
+        deadline = time.monotonic() + _LEASE_BREAK_S
+        while True:
+            try:
+                return os.open(self.name, flags | _FILE, 0o666, dir_fd=folder)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_GLANCE_S)
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.ENXIO, errno.EMLINK, errno.EISDIR):
+                    self._check_is_file(os.stat(self.name, dir_fd=folder, follow_symlinks=False))
+                raise
 
     @contextlib.contextmanager
     def reading_name(self) -> Iterator[str]:
@@ -448,7 +469,7 @@ class RootPath:
 
     @contextlib.contextmanager
     def _handle_of(self, parts: tuple[str, ...]) -> Iterator[int]:
-        handle = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        handle = os.open(self.root, _WALK & ~os.O_NOFOLLOW)
         try:
             for depth, part in enumerate(parts):
                 try:
@@ -470,7 +491,8 @@ class RootPath:
             yield
         except OSError as error:
             if not str(error.filename or "").startswith("/"):  # else another place has named itself
-                error.filename, error.filename2 = str(self), None
+                error.filename = str(self)
+            del error.filename2
             raise
 
     def _check_is_file(self, status: os.stat_result) -> None:
@@ -507,13 +529,22 @@ def _mount_of(handle: int) -> str | None:
 
 def _take_rights(handle: int, now: os.stat_result, model: os.stat_result, mask: int) -> None:
     """Gives a file or folder the mode of a model, as far as the mask goes, and for root its owner, too."""
-    # Storage that knows no modes or owners refuses, and then there is nothing to take over.
     if stat.S_IMODE(now.st_mode) != model.st_mode & mask:
-        with contextlib.suppress(PermissionError):
+        with _refusal_taken():
             os.fchmod(handle, model.st_mode & mask)
     if os.geteuid() == 0 and (now.st_uid, now.st_gid) != (model.st_uid, model.st_gid):
-        with contextlib.suppress(PermissionError):
+        with _refusal_taken():
             os.fchown(handle, model.st_uid, model.st_gid)
+
+
+@contextlib.contextmanager
+def _refusal_taken() -> Iterator[None]:
+    """Storage that knows no modes or owners refuses (or does not know the owner, where root is a container's own)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
 
 
 _C = ctypes.CDLL(None, use_errno=True)

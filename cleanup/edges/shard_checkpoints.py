@@ -128,20 +128,27 @@ class CheckpointedEngine:
 
 def _read(path: RootPath) -> pa.Table | None:
     """A checkpoint, or None where it is not there or not one: it was only ever worth the time of its shard."""
-    if not path.exists():
+    if not path.is_taken():
         return None
     try:
-        table = pa.ipc.open_file(pa.BufferReader(path.read_bytes(_MAX_BYTES))).read_all()
-        table.validate(full=True)
-        provenance = schemas.read_provenance(table)
-        dimension = table.schema.field("embedding").type.list_size
-        if not table.schema.equals(schemas.observation_schema(dimension)):
-            raise ValueError("columns of another kind")
-        if not isinstance(provenance.models, dict) or not isinstance(provenance.timings, dict):
-            raise ValueError("it does not say where it comes from")
+        return _parse(path.read_bytes(_MAX_BYTES))
     except (pa.ArrowException, ArtifactError, KeyError, AttributeError, TypeError, ValueError) as error:
         set_aside(
             path, RecordError(f"{path}: not a readable checkpoint ({first_line(error)})"), "its shard is done again"
         )
         return None
+
+
+def _parse(content: bytes) -> pa.Table:
+    try:
+        table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
+    except OSError as error:  # Arrow's word for what is torn; nothing is read from a disk here
+        raise ValueError(first_line(error)) from error
+    table.validate(full=True)
+    provenance = schemas.read_provenance(table)
+    dimension = table.schema.field("embedding").type.list_size
+    if not table.schema.equals(schemas.observation_schema(dimension)):
+        raise ValueError("columns of another kind")
+    if not isinstance(provenance.models, dict) or not isinstance(provenance.timings, dict):
+        raise ValueError("it does not say where it comes from")
     return table

@@ -31,7 +31,6 @@ from cleanup.errors import (
     CommittedError,
     StorageError,
     describe_error,
-    describe_os_error,
 )
 from cleanup.names import RunId
 
@@ -145,13 +144,13 @@ class WriteBack:
             raise _undone(self._paths, journal, kept, error) from error
         try:
             journal.remove(self._paths)
-        except OSError as error:
+        except (OSError, ArtifactError) as error:
             raise CommittedError(
                 f"{self._paths.ep_id}: the new files are committed, but their journal could not be removed "
-                f"({describe_os_error(error)}); the next command on the episode does that"
+                f"({describe_error(error)}); the next command on the episode does that"
             ) from error
         self._staged.clear()
-        with contextlib.suppress(OSError):  # whoever holds the episode next removes it
+        with contextlib.suppress(OSError, ArtifactError):  # whoever holds the episode next removes it
             journal.clear()
         return self._backup
 
@@ -209,10 +208,9 @@ def _undone(paths: EpisodePaths, journal: Journal, kept: Mapping[RootPath, RootP
         journal.undo(kept)
         journal.remove(paths)
     except (OSError, ArtifactError) as failure:
-        why = describe_os_error(failure) if isinstance(failure, OSError) else str(failure)
         return CommittedError(
-            f"{paths.ep_id}: {what}; the new files are committed, not all in place, and could not be put back ({why}); "
-            "the next command on the episode finishes or undoes that"
+            f"{paths.ep_id}: {what}; the new files are committed, not all in place, and could not be put back "
+            f"({describe_error(failure)}); the next command on the episode finishes or undoes that"
         )
     if isinstance(error, ChangedMeanwhileError):
         return ArtifactError(f"{what} during the run; its change stays, nothing else was written, run it again")
@@ -245,9 +243,11 @@ def recover(paths: EpisodePaths) -> bool:
         *paths.manifests.glob(".cleanup_*.tmp"), *paths.runs.glob(".*.tmp"), *paths.runs.glob("*/.*.tmp"),
     ]  # fmt: skip
     for path in rubbish:
-        path.unlink(missing_ok=True)
+        if not path.is_real_folder():  # which is nobody's of ours
+            path.unlink(missing_ok=True)
     for path in (*paths.manifests.glob(".*.probe"), *paths.embeddings.parent.glob(".*.probe")):
-        path.rmdir()
+        with contextlib.suppress(OSError):  # what is no empty folder is not ours either
+            path.rmdir()
     if rubbish:
         BackupStore(paths).drop_unused()  # contents that were kept for what did not come about
     return False

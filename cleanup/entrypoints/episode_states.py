@@ -30,9 +30,10 @@ def read_state(root: DataRoot, ep_id: EpId, state: State) -> Episode:
     Raises:
         ArtifactError: A content is not kept any more, or the files did not make an episode.
     """
-    store = root.backups(ep_id)
-    nothing = root.paths(ep_id).backups / "nothing"
-    kept = {name: nothing if version is None else store.find(name, version) for name, version in state.items()}
+    paths, store = root.paths(ep_id), root.backups(ep_id)
+    kept = {paths.name_of(path): path for path in paths.written}  # of what a record does not know it says nothing
+    for name, version in state.items():
+        kept[name] = paths.backups / "nothing" if version is None else store.find(name, version)
     return read_episode(EpisodePaths(root.path, ep_id, kept=kept))
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,6 +92,58 @@ def test_what_is_no_file_and_no_folder_is_an_error_everywhere(
             write()
     assert snapshot(outside) == before
     assert not list(root.glob("odd/*")) and not list((root / "odd").walk_files())
+
+
+@pytest.mark.parametrize("make", [make_link, make_fifo, make_device, make_socket])
+def test_a_file_that_the_user_names_comes_in_no_place_of_a_device_or_a_link(
+    tmp_path: Path, outside: Path, make: Make
+) -> None:
+    """As root, a progress file at /dev/null would take the place of /dev/null."""
+    make(tmp_path / "odd", outside)
+
+    with pytest.raises(UnsafePathError, match="odd: is a"):
+        RootPath.of_file(tmp_path / "odd")
+
+
+LEASING = """
+import fcntl, os, signal, sys, time
+handle = os.open(sys.argv[1], os.O_RDWR)
+signal.signal(signal.SIGIO, lambda *_: fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK))
+fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print("leased", flush=True)
+time.sleep(30)
+"""
+
+
+def test_a_file_that_a_file_server_has_lent_to_a_client_is_waited_for(root: RootPath) -> None:
+    (root / "file").write_bytes(b"x")
+    command = [sys.executable, "-c", LEASING, str(root / "file")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None and server.stderr is not None
+        if server.stdout.readline() != "leased\n":
+            pytest.skip(f"no leases here: {server.stderr.read()[-200:]}")
+        assert (root / "file").read_bytes() == b"x"
+        server.kill()
+
+
+@pytest.mark.parametrize("refusal", [errno.EPERM, errno.EINVAL, errno.ENOTSUP])
+def test_storage_that_knows_no_owner_or_mode_is_written_to(
+    root: RootPath, refusal: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EINVAL is what a container's own root gets for the owner of a folder whom the container does not know."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(refusal, os.strerror(refusal))
+
+    root.system_path.chmod(0o770)
+    os.chown(root.system_path, -1, os.getgid() if os.geteuid() else 12345)
+    monkeypatch.setattr(os, "fchmod", refuse)
+    monkeypatch.setattr(os, "fchown", refuse)
+
+    (root / "folder").mkdir()
+    (root / "folder/file").write_bytes(b"x")
+
+    assert (root / "folder/file").read_bytes() == b"x"
 
 
 def test_a_name_cannot_lead_out(root: RootPath) -> None:

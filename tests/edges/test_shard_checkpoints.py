@@ -70,10 +70,14 @@ def test_what_a_finished_run_has_no_use_for_is_removed(drawn: Path) -> None:
     assert len(list(folder.iterdir())) == n_files
 
 
-def test_a_torn_checkpoint_is_set_aside_and_its_shard_done_again(drawn: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("is_head", [True, False])
+def test_a_torn_checkpoint_is_set_aside_and_its_shard_done_again(
+    drawn: Path, is_head: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     run(drawn, "--quiet")
     torn = sorted((drawn / "runs" / EP / "shards").glob("*.arrow"))[0]
-    torn.write_bytes(torn.read_bytes()[:100])
+    content = torn.read_bytes()
+    torn.write_bytes(content[:100] if is_head else content[len(content) // 2 :])
 
     run(drawn)
     again = observed(drawn)

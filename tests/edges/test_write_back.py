@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import textwrap
@@ -27,8 +28,10 @@ from cleanup.edges.journal import Journal
 from cleanup.edges.lease import LEASE_S
 from cleanup.edges.root_path import RootPath
 from cleanup.edges.write_back import WriteBack, recover
+from cleanup.entrypoints.episode_states import compare_runs
 from cleanup.errors import ArtifactError, BusyError, StorageError
 from cleanup.names import check_run_id
+from cleanup.settings import SplitTracksSettings
 from tests.builders import read_lines, snapshot, write_episode
 
 
@@ -135,6 +138,10 @@ def meddling(monkeypatch: pytest.MonkeyPatch, meddle: Callable[[], object], *, s
         yield
 
 
+def list_kinds(folder: RootPath) -> dict[str, int]:
+    return {path.name: stat.S_IFMT(path.system_path.lstat().st_mode) for path in folder.iterdir()}
+
+
 def replace_faces(paths: EpisodePaths) -> None:
     (paths.faces.system_path.parent / "new").write_bytes(b"theirs")
     (paths.faces.system_path.parent / "new").replace(paths.faces.system_path)
@@ -153,8 +160,20 @@ def make_report(paths: EpisodePaths) -> None:
     paths.report.write_bytes(b"theirs")
 
 
+def link_faces(paths: EpisodePaths) -> None:
+    paths.faces.system_path.rename(paths.manifests.system_path / "moved")
+    paths.faces.system_path.symlink_to("moved")
+
+
+def make_faces_a_folder(paths: EpisodePaths) -> None:
+    paths.faces.unlink()
+    (paths.faces / "theirs").mkdir()
+
+
 @pytest.mark.parametrize("swaps", [True, False])
-@pytest.mark.parametrize("meddle", [replace_faces, edit_faces, remove_faces, make_report])
+@pytest.mark.parametrize(
+    "meddle", [replace_faces, edit_faces, remove_faces, make_report, link_faces, make_faces_a_folder]
+)
 def test_what_another_program_does_within_the_commit_stays_and_everything_else_goes_back(
     paths: EpisodePaths,
     meddle: Callable[[EpisodePaths], None],
@@ -164,7 +183,7 @@ def test_what_another_program_does_within_the_commit_stays_and_everything_else_g
 ) -> None:
     copy = EpisodePaths(RootPath(shutil.copytree(tmp_path, tmp_path / "copy")), paths.ep_id)
     meddle(copy)  # to know what has to be there
-    theirs = snapshot(copy.manifests)
+    theirs, kinds = snapshot(copy.manifests), list_kinds(copy.manifests)
     new = {path: [b"ours"] for path in (paths.tracks, paths.faces, paths.embeddings, paths.identities, paths.report)}
 
     with (
@@ -177,9 +196,10 @@ def test_what_another_program_does_within_the_commit_stays_and_everything_else_g
         ):
             write_back.commit()
 
-    assert snapshot(paths.manifests) == theirs
+    assert (snapshot(paths.manifests), list_kinds(paths.manifests)) == (theirs, kinds)
     assert not paths.journal.exists() and not BackupStore(paths).list_backups()
-    write(paths, {paths.tracks: b"new"})
+    with hold_episode(paths):
+        pass
 
 
 @pytest.mark.parametrize("swaps", [True, False])
@@ -346,6 +366,121 @@ def test_a_folder_or_a_link_in_place_of_a_record_is_set_aside_too(paths: Episode
     assert not paths.journal.is_taken() and not paths.finished.is_taken()
 
 
+@pytest.mark.parametrize("name", ["journal.json", "finished.json", "lease.json", "RUN.json"])
+def test_a_record_without_an_end_is_one_that_is_none(paths: EpisodePaths, name: str) -> None:
+    folder = paths.backups if name == "RUN.json" else paths.runs
+    folder.mkdir()
+    path = folder / name.replace("RUN", make_run_id())
+    path.write_bytes(b"")
+    os.truncate(path.system_path, 300 << 20)
+    os.utime(path.system_path, (1, 1))
+
+    assert read_finished(paths, "f") is None
+    with hold_episode(paths):
+        write(paths, {paths.tracks: b"new"})
+    assert len(BackupStore(paths).list_backups()) == 1
+
+
+def test_a_backup_that_is_pruned_while_they_are_listed_is_left_out(
+    paths: EpisodePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [write(paths, {paths.tracks: content}) for content in (b"first", b"second")]
+    store, glob = BackupStore(paths), RootPath.glob
+
+    def glob_and_prune(self: RootPath, pattern: str) -> list[RootPath]:
+        found = glob(self, pattern)
+        (paths.backups / f"{runs[0]}.json").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(RootPath, "glob", glob_and_prune)
+
+    assert [backup.run_id for backup in store.list_backups()] == runs[1:]
+
+
+IN_OUR_PLACES = [
+    "manifests/EP/.a.staged/", "manifests/EP/.a.staged/theirs", "manifests/EP/.a.probe", "manifests/EP/.a.probe/theirs",
+    "runs/EP/journal.draft/theirs", "runs/EP/shards/.a.tmp/theirs", "backups/EP/objects/@eaDir/theirs",
+    "backups/EP/2026-notes.json", "embeds/EP/.a.staged/theirs",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_OUR_PLACES)
+def test_what_others_leave_where_the_program_has_things_of_its_own_holds_nothing_up(
+    paths: EpisodePaths, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = paths.root / name.replace("EP", paths.ep_id)
+    theirs.parent.mkdir()
+    theirs.mkdir() if name.endswith("/") else theirs.write_bytes(b"theirs")
+    root = DataRoot(paths.root)
+
+    for turn in range(3):
+        (paths.manifests / ".crashed.staged").write_bytes(b"")
+        with root.hold(paths.ep_id) as held, held.write_back(make_run_id(), "test", None) as write_back:
+            write_back.stage({paths.tracks: [f"{turn}".encode()]})
+            if "journal.draft" not in name:
+                held.commit(write_back, 1)
+
+    assert theirs.exists() or theirs.name in (".a.staged", ".a.probe")
+    assert not (paths.manifests / ".crashed.staged").exists() and not caplog.text
+
+
+LINKS = [
+    "backups/EP/RUN",
+    "backups/EP/RUN.json",
+    "backups/EP/objects/DIGEST",
+    "runs/EP/lease.json",
+    "runs/EP/shards/a.arrow",
+]
+
+
+@pytest.mark.parametrize("name", LINKS)
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd")])
+def test_a_link_or_a_fifo_in_place_of_a_record_holds_nothing_up(
+    paths: EpisodePaths, name: str, make: Callable[[Path], None]
+) -> None:
+    run_id, digest = make_run_id(), read_version(paths.tracks).sha256
+    path = paths.root / name.replace("EP", paths.ep_id).replace("RUN", run_id).replace("DIGEST", digest)
+    path.parent.mkdir()
+    make(path.system_path)
+    paths.progress.write_bytes(json.dumps({"run_id": run_id, "phase": "recluster"}).encode())
+    before = paths.tracks.read_bytes()
+
+    with hold_episode(paths):
+        write(paths, {paths.tracks: b"new"})
+
+    (backup,) = BackupStore(paths).list_backups()
+    kept = backup.before[paths.name_of(paths.tracks)]
+    assert kept is not None and BackupStore(paths).find(paths.name_of(paths.tracks), kept).read_bytes() == before
+    assert json.loads(paths.progress.read_bytes())["phase"] == "failed"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/etc/passwd")])
+def test_a_journal_whose_staged_file_is_none_is_undone(paths: EpisodePaths, make: Callable[[Path], None]) -> None:
+    cut_off(paths, {paths.tracks: b"new", paths.faces: b"new"})
+    (staged,) = paths.manifests.glob(".faces.jsonl.*.staged")
+    staged.unlink()
+    make(staged.system_path)
+    before = paths.tracks.read_bytes(), paths.faces.read_bytes()
+
+    for _ in range(2):
+        with hold_episode(paths):
+            pass
+
+    assert (paths.tracks.read_bytes(), paths.faces.read_bytes()) == before
+    assert not paths.journal.exists() and not BackupStore(paths).list_backups()
+
+
+def test_a_record_that_speaks_of_no_file_says_nothing_of_any(paths: EpisodePaths) -> None:
+    record = {"schema_version": "backup_v1", "made_by": "x", "created_at": "x", "before": {}, "after": {}}
+    run_id = make_run_id()
+    paths.backups.mkdir()
+    BackupStore(paths).record_path(run_id).write_bytes(json.dumps(record).encode())
+
+    diff = compare_runs(DataRoot(paths.root), paths.ep_id, run_id, None, SplitTracksSettings())
+
+    assert diff["tracks"]["before"] == diff["tracks"]["after"] > 0
+
+
 def test_a_journal_of_a_newer_version_is_left_to_it(paths: EpisodePaths) -> None:
     paths.runs.mkdir()
     paths.journal.write_bytes(b'{"version": 3, "run_id": "x", "moves": []}')
@@ -376,7 +511,12 @@ def test_journals_of_earlier_versions_are_finished(paths: EpisodePaths) -> None:
     assert not paths.journal.exists()
 
 
-RECORDS = [b"[]", b"{}", b"x", b'{"schema_version": "backup_v1", "made_by": "x", "created_at": "x", "before": {"../../x": null}, "after": {"../../x": null}}']  # fmt: skip
+RECORD = b'{"schema_version": "backup_v1", "made_by": "x", "created_at": "x", "number": 1, "before": {"manifests/EP/tracks.jsonl": null}, "after": {"manifests/EP/tracks.jsonl": null}}'
+RECORDS = [
+    b"[]", b"{}", b"x", RECORD.replace(b"manifests/EP", b"../.."), RECORD.replace(b": null}", b": 5}"),
+    RECORD.replace(b": null}", b": [1]}"), RECORD.replace(b'"number": 1', b'"number": 18446744073709551615'),
+    RECORD.replace(b'"number": 1', b'"number": -1'),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("content", RECORDS)
@@ -385,7 +525,7 @@ def test_a_backup_record_that_is_none_is_named_and_holds_nothing_up(
 ) -> None:
     write(paths, {paths.tracks: b"first"})
     odd = paths.backups / "20200101T000000.000000Z-1.json"
-    odd.write_bytes(content)
+    odd.write_bytes(content.replace(b"EP", paths.ep_id.encode()))
     store = BackupStore(paths)
     assert len(store.list_backups()) == 1 and odd.name in caplog.text
 
@@ -583,6 +723,13 @@ def test_across_hosts_the_lease_holds_until_it_goes_stale(paths: EpisodePaths) -
     ):
         pass
     old = time.time() - LEASE_S - 1
+    for moment in (4e9, old):  # one of the future is not renewed either
+        os.utime(lease, (moment, moment))
+        with hold_episode(paths) as ours:
+            ours.check()
+        lease.write_text(
+            json.dumps({"token": "t", "holder": "process 1 on elsewhere since 2026", "machine": "another"})
+        )
     os.utime(lease, (old, old))
     with hold_episode(paths) as ours:
         ours.check()
