@@ -214,7 +214,7 @@ def read_journal(paths: EpisodePaths) -> Journal:
 
 
 def _read_moves(paths: EpisodePaths, run_id: RunId, moves: Sequence[Any]) -> list[Move]:
-    places = _places(paths, run_id)
+    places = places_of(paths, run_id)
     found = []
     for move in moves:
         target = places.get(str(move["target"]))
@@ -231,7 +231,7 @@ def _read_moves(paths: EpisodePaths, run_id: RunId, moves: Sequence[Any]) -> lis
 
 def _read_pairs(paths: EpisodePaths, run_id: RunId, moves: Sequence[Any]) -> Iterable[Move]:
     """Those of the first versions: pairs of names, staged below the run's folder; a pair without staged is done."""
-    places = _places(paths, run_id)
+    places = places_of(paths, run_id)
     for staged_name, target_name in moves:
         target = places[target_name]
         staged = paths.runs / run_id / "staged" / target_name
@@ -241,7 +241,8 @@ def _read_pairs(paths: EpisodePaths, run_id: RunId, moves: Sequence[Any]) -> Ite
             yield Move(target, staged, _UNKNOWN, read_version(staged).sha256)
 
 
-def _places(paths: EpisodePaths, run_id: RunId) -> dict[str, RootPath]:
+def places_of(paths: EpisodePaths, run_id: RunId) -> dict[str, RootPath]:
+    """All that a run's write-back changes, by its name in a journal."""
     return {paths.name_of(p): p for p in (paths.backups / f"{run_id}.json", *paths.written)}
 
 

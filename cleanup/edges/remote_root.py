@@ -9,6 +9,7 @@ A reader that looks while objects are copied into place may see new files beside
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -19,13 +20,15 @@ from typing import Any
 import orjson
 
 from cleanup.edges.artifact_files import EpisodePaths
+from cleanup.edges.journal import places_of
 from cleanup.edges.lease import LEASE_S, Lease, checked
 from cleanup.edges.remote_files import open_filesystem, storage_errors
 from cleanup.edges.root_path import RootPath
-from cleanup.errors import ArtifactError, CommittedError, StorageError
-from cleanup.names import EpId, RunId, check_ep_id, is_ep_id
+from cleanup.errors import ArtifactError, CommittedError, StorageError, first_line
+from cleanup.names import EpId, RunId, check_ep_id, check_run_id, is_ep_id
 
 _CHUNK_BYTES = 1 << 20
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -200,12 +203,20 @@ class RemoteRoot:
                     filesystem.rm(staged, recursive=True)
                 return
             try:
-                moves = [(staged, target) for staged, target in orjson.loads(filesystem.cat_file(name))["moves"]]
-            except (KeyError, TypeError, ValueError) as error:
-                raise ArtifactError(
-                    f"{name}: not a readable journal ({error}); move it away, and see cleanup backups list "
-                    f"{paths.ep_id} for what there is to go back to"
-                ) from error
+                moves = _read_moves(paths, orjson.loads(filesystem.cat_file(name)))
+            except (ArtifactError, KeyError, TypeError, ValueError) as error:
+                aside = f"{name}.unreadable-{uuid.uuid4().hex[:8]}"
+                filesystem.cp_file(name, aside)
+                filesystem.rm_file(name)
+                _log.warning(
+                    "%s: not a readable journal (%s); set aside as %s, the episode is taken as it is; cleanup "
+                    "backups list %s shows more",
+                    name,
+                    first_line(error),
+                    aside,
+                    paths.ep_id,
+                )
+                return
             self._apply(filesystem, root, paths.ep_id, moves)
 
     def _url_of(self, local: RootPath) -> str:
@@ -224,6 +235,18 @@ class RemoteRoot:
             yield lease
         finally:
             lease.release()
+
+
+def _read_moves(paths: EpisodePaths, record: Any) -> list[tuple[str | None, str]]:
+    """The moves of a journal, taken like any input: it can speak of nothing but what a write-back changes."""
+    run_id = check_run_id(record["run_id"])
+    known = places_of(paths, run_id)
+    moves = []
+    for staged, name in record["moves"]:
+        if name not in known or staged not in (None, f"{paths.name_of(paths.runs)}/{run_id}/staged/{name}"):
+            raise ValueError(f"it speaks of {staged!r} for {name!r}, which no write-back moves")
+        moves.append((staged, name))
+    return moves
 
 
 def _download(filesystem: Any, name: str, local: RootPath) -> None:

@@ -18,7 +18,7 @@ from cleanup.edges import lease as lease_module
 from cleanup.edges import remote_root
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.backups import BackupStore
-from cleanup.edges.episode_lock import hold_episode
+from cleanup.edges.episode_lock import hold_episode, make_run_id
 from cleanup.edges.remote_files import NodeCache
 from cleanup.edges.remote_root import RemoteRoot
 from cleanup.edges.root_path import RootPath
@@ -156,6 +156,29 @@ def test_a_publication_that_was_cut_off_is_finished_or_never_was(s3: Any, tmp_pa
     assert n_calls > 8
 
 
+JOURNALS: list[Any] = [
+    "x", [], {"run_id": "../x", "moves": []}, {"run_id": 5, "moves": [[None, 5]]},
+    {"moves": [[None, f"videos/{EP}/episode.mp4"]]}, {"moves": [[None, "../../season/root/secret"]]},
+    {"moves": [["secret", f"manifests/{EP}/tracks.jsonl"]]}, {"moves": [["../x", f"manifests/{EP}/tracks.jsonl"]]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("record", JOURNALS)
+def test_a_journal_that_is_none_is_set_aside_and_touches_nothing(s3: Any, tmp_path: Path, record: Any) -> None:
+    names = [f"manifests/{EP}/tracks.jsonl", f"videos/{EP}/episode.mp4", "secret"]
+    for name in names:
+        s3.pipe_file(f"season/root/{name}", name.encode())
+    journal = {"run_id": make_run_id(), **record} if isinstance(record, dict) else record
+    s3.pipe_file(f"season/root/runs/{EP}/journal.json", json.dumps(journal).encode())
+
+    for _ in range(2):
+        RemoteRoot(ROOT_URL, RootPath(tmp_path / "mirror")).check_out(EP)
+
+    assert [s3.cat_file(f"season/root/{name}").decode() for name in names] == names
+    assert len(s3.glob(f"season/root/runs/{EP}/journal.json*")) == 1
+    assert not s3.exists(f"season/root/runs/{EP}/journal.json")
+
+
 class _DyingAfter:
     """A filesystem that fails, or whose process dies, after so many changes."""
 
@@ -181,7 +204,7 @@ def _publish_through(filesystem: Any, root: RemoteRoot, files: list[Path]) -> bo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cleanup.edges.remote_root.open_filesystem", lambda url: (filesystem, url.removeprefix("s3://")))
         try:
-            root.publish("demo-s01e01", "run", files, [])
+            root.publish("demo-s01e01", make_run_id(), files, [])
         except KeyboardInterrupt:
             return True
     return False
