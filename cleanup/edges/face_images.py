@@ -99,8 +99,14 @@ def _save_face(
     if is_best:
         box = np.array(row["bbox"]).reshape(2, 2) * scale
         margin = _THUMB_MARGIN * (box[1] - box[0])
-        (x1, y1), (x2, y2) = np.maximum(box[0] - margin, 0).astype(int), (box[1] + margin).astype(int)
+        corners = np.array([box[0] - margin, box[1] + margin])
+        (x1, y1), (x2, y2) = np.clip(corners, 0, [width, height]).astype(int)
         region = image[y1:y2, x1:x2]
+        if region.size == 0:
+            raise ArtifactError(
+                f"{episode.ep_id}: face {row['face_id']} has its box {row['bbox']} outside the picture of frame "
+                f"{row['frame_idx']}, which is {width}x{height}: the video is another one, or the box is wrong"
+            )
         factor = settings.thumb_size / max(region.shape[:2])
         size = (max(round(region.shape[1] * factor), 1), max(round(region.shape[0] * factor), 1))
         _write(target.folder / "thumbs" / f"{track}.jpg", cv2.resize(region, size), settings.jpeg_quality)

@@ -328,9 +328,9 @@ class RootPath:
 
     def take_rights_of(self, other: RootPath) -> None:
         """Lets this file be read and written by whom another one can be."""
-        model = other.stat()
-        with self.open("rb") as stream:
-            _take_rights(stream.fileno(), os.fstat(stream.fileno()), model, 0o7777)
+        with other.open("rb") as model, self.open("rb") as stream:
+            _take_rights(stream.fileno(), os.fstat(stream.fileno()), os.fstat(model.fileno()), 0o7777)
+            _take_acl(stream.fileno(), model.fileno())
 
     # Folders and names
 
@@ -535,6 +535,22 @@ def _take_rights(handle: int, now: os.stat_result, model: os.stat_result, mask: 
     if os.geteuid() == 0 and (now.st_uid, now.st_gid) != (model.st_uid, model.st_gid):
         with _refusal_taken():
             os.fchown(handle, model.st_uid, model.st_gid)
+
+
+def _take_acl(handle: int, model: int) -> None:
+    """Gives a file the access control list of a model.
+
+    With one, the mode's group bits say what anybody named in it may do at most; without it, what the file's group may.
+    """
+    if sys.platform.startswith("linux"):
+        try:
+            acl = os.getxattr(model, "system.posix_acl_access")
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.ENOTSUP):
+                raise
+        else:
+            with _refusal_taken():
+                os.setxattr(handle, "system.posix_acl_access", acl)
 
 
 @contextlib.contextmanager

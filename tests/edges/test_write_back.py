@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 import textwrap
@@ -594,6 +595,26 @@ def test_the_mode_of_a_file_stays(paths: EpisodePaths) -> None:
     write(paths, {paths.tracks: b"new"})
 
     assert paths.tracks.stat().st_mode & 0o777 == 0o664
+
+
+def test_who_was_let_in_by_a_list_is_and_nobody_else(paths: EpisodePaths) -> None:
+    """The group bits of a file with an access control list are no rights of its group."""
+    tags = [
+        (0x01, 6, 0xFFFFFFFF),
+        (0x02, 6, 12345),
+        (0x04, 0, 0xFFFFFFFF),
+        (0x10, 6, 0xFFFFFFFF),
+        (0x20, 0, 0xFFFFFFFF),
+    ]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *tag) for tag in tags)
+    try:
+        os.setxattr(paths.tracks.system_path, "system.posix_acl_access", acl)
+    except OSError as error:
+        pytest.skip(f"no access control lists here: {error}")
+
+    write(paths, {paths.tracks: b"new"})
+
+    assert os.getxattr(paths.tracks.system_path, "system.posix_acl_access") == acl
 
 
 @pytest.mark.parametrize("is_backwards", [False, True])

@@ -195,6 +195,16 @@ def test_each_workflow_runs_as_written(drawn: Path, arguments: list[str]) -> Non
         assert list((drawn / "frames" / EP / "thumbs").glob("*.jpg"))
 
 
+def test_a_face_outside_the_picture_has_none(drawn: Path) -> None:
+    path = drawn / "manifests" / EP / "faces.jsonl"
+    faces = [{**face, "bbox_xyxy": [5000, 5000, 5050, 5060]} for face in read_lines(path)]
+    path.write_text("".join(json.dumps(face) + "\n" for face in faces))
+
+    result = run(drawn, "--actions", "recluster", "--save-crops", "--write-back", code=2)
+
+    assert re.search(r"face \S+ has its box \[5000.* outside the picture of frame \d+", result.output)
+
+
 def test_a_track_whose_faces_all_fail_keeps_its_best_one(drawn: Path) -> None:
     report = report_of(run(drawn, "--actions", "reembed", "--min-quality", "1.0", "--write-back", "--json"))
 
