@@ -166,11 +166,14 @@ class BackupStore:
         kept, current = self.object_path(version), self._paths.root / name
         if self._remote is not None and not kept.exists():
             self._remote.fetch(kept)
+        is_damaged = False
         for path in (kept, current):
             with contextlib.suppress(FileNotFoundError):  # pruned, or replaced, meanwhile
-                if path.is_real_file() and read_version(path) == version:
-                    return path
-        if kept.is_taken():
+                if path.is_real_file():
+                    if read_version(path) == version:
+                        return path
+                    is_damaged |= path == kept
+        if is_damaged:
             raise ArtifactError(f"{kept}: damaged; it does not hold what its name says, so {name} cannot be had back")
         raise ArtifactError(
             f"{self._paths.ep_id}: {name} as it was is not kept: another program has changed it since; nothing was "
