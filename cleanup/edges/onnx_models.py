@@ -25,6 +25,9 @@ from cleanup.edges.onnx_sessions import (
 )
 from cleanup.errors import ModelError
 
+# Of a picture longer than that for its width nothing would be left at the size that the detector looks at.
+_MAX_ASPECT = 100
+
 
 @dataclass(frozen=True)
 class DetectedFace:
@@ -156,6 +159,8 @@ class FaceDetector:
 
     def detect(self, image: NDArray[np.uint8], min_confidence: float) -> list[DetectedFace]:
         """Detects the faces of one RGB image of shape (height, width, 3), most confident first."""
+        if max(image.shape[:2]) > _MAX_ASPECT * min(image.shape[:2]):
+            return []
         with inference_errors(self.name, self.provider):
             boxes, landmarks = self._model.detect(np.ascontiguousarray(image[..., ::-1]), det_thresh=min_confidence)
         if landmarks is None:

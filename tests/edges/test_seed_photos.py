@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -69,6 +70,46 @@ def test_what_is_wrong_with_a_photo_is_said(shared: Path, models: FaceModels, tm
     ]
     largest = SeedRules(0.5, 45, use_largest=True)
     assert next(embed_photos([(Person("p", "P", folder), folder / "2-two.png")], models, largest)).seed is not None
+
+
+@pytest.mark.shared
+def test_a_picture_that_is_all_length_shows_no_face(models: FaceModels, tmp_path: Path) -> None:
+    """At the size the detector looks at, nothing is left of its width, or of its height."""
+    (tmp_path / "p").mkdir()
+    cv2.imwrite(str(tmp_path / "p" / "high.png"), np.zeros((1000, 1, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "p" / "wide.png"), np.zeros((2, 3000, 3), np.uint8))
+
+    outcomes = list(embed_photos(find_photos(tmp_path).photos, models, RULES))
+
+    assert [o.problem for o in outcomes] == ["no face found"] * 2
+
+
+@pytest.mark.shared
+def test_a_large_tight_crop_is_found_as_a_small_one_is_and_takes_little_memory(
+    shared: Path, models: FaceModels, tmp_path: Path
+) -> None:
+    """It is found with a border only, and that is not as large as the picture would have it."""
+    picture = cv2.imread(str(shared / "facebank" / "hamilton" / "lin-manuel-miranda" / "seed1.png"))
+    assert models.detector is not None
+    [face] = models.detector.detect(picture[..., ::-1], 0.5)
+    x1, y1, x2, y2 = face.bbox.clip(0).astype(int)
+    crop = picture[y1:y2, x1:x2]
+    large = cv2.resize(crop, None, fx=4096 / crop.shape[0], fy=4096 / crop.shape[0])
+    (tmp_path / "p").mkdir()
+    cv2.imwrite(str(tmp_path / "p" / "1-small.png"), crop)
+    cv2.imwrite(str(tmp_path / "p" / "2-large.png"), large)
+
+    tracemalloc.start()
+    try:
+        outcomes = list(embed_photos(find_photos(tmp_path).photos, models, RULES))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    seeds = [o.seed for o in outcomes if o.seed is not None]
+    assert len(seeds) == 2, [o.problem for o in outcomes]
+    assert float(seeds[0].embedding @ seeds[1].embedding) > 0.9
+    assert peak < 8 * large.nbytes
 
 
 def test_aligned_crops_need_no_detector(drawn: Path) -> None:
