@@ -442,6 +442,20 @@ class PostgresPeople(PostgresServer):
         with self.transaction() as connection:
             log_event(connection, show, "apart", actor, f"not {other}", key=key)
 
+    def check_show_of(self, ep_id: str, show: str) -> None:
+        """Makes sure that an episode is not known as one of another show.
+
+        Raises:
+            FacebankError: It is.
+        """
+        with self.transaction() as connection:
+            rows = connection.execute(
+                "SELECT DISTINCT show FROM episode_clusters WHERE ep_id = %s ORDER BY 1", (ep_id,)
+            ).fetchall()
+        shows = [str(row[0]) for row in rows]
+        if shows and show not in shows:
+            raise FacebankError(f"{ep_id} is of show {' and '.join(map(repr, shows))}, not of {show!r}")
+
     def join(self, show: str, key: Key, into: str, actor: str) -> None:
         """Notes that a human put an identity's tracks into another one of the episode, which is there no more."""
         with self.transaction() as connection:

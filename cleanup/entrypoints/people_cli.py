@@ -202,8 +202,10 @@ def _join(
             raise SettingsError(f"{person} and {into} are of two episodes; give both the name of the person")
         resolved = resolve(settings, None, config_dir)
         root, ep_id = open_root(out_root, resolved), check_ep_id(key[0])
-        join(root, ep_id, key[1], into_key[1], resolved.settings.pooling, resolved.settings.output.keep_backups)
         with _open_log(resolved, root) as people:
+            if people is not None:
+                people.check_show_of(ep_id, show)
+            join(root, ep_id, key[1], into_key[1], resolved.settings.pooling, resolved.settings.output.keep_backups)
             if people is not None:
                 people.join(show, key, into_key[1], acting_user())
         say(f"{ep_id}: {key[1]} is {into_key[1]} now; cleanup backups restore takes it back")
@@ -211,13 +213,14 @@ def _join(
 
 @contextlib.contextmanager
 def _open_log(resolved: ResolvedSettings, root: DataRoot) -> Iterator[PostgresPeople | None]:
-    """The Facebank's people, where there is a Facebank."""
+    """The Facebank's people, where there is a Facebank; that they can be written to is known before a file changes."""
     from cleanup.entrypoints.run_tools import facebank_of
 
     if not resolved.settings.group_clusters.facebank_dsn and not root.has_facebank():
         yield None
         return
     with facebank_of(resolved, root) as facebank:
+        facebank.people.check_writable()
         yield facebank.people
 
 
@@ -290,12 +293,11 @@ def apart_command(
 
         resolved = resolve(settings, None, config_dir)
         root, checked = open_root(out_root, resolved), check_ep_id(ep_id)
-        is_new = set_apart(root, checked, identity, other, resolved.settings.output.keep_backups)
-        if is_new:
-            with _open_log(resolved, root) as people:
-                if people is not None:
-                    show = _show_of(checked, None, settings, config_dir)
-                    people.log_apart(show, (ep_id, identity), other, acting_user())
+        with _open_log(resolved, root) as people:
+            is_new = set_apart(root, checked, identity, other, resolved.settings.output.keep_backups)
+            if is_new and people is not None:
+                show = _show_of(checked, None, settings, config_dir)
+                people.log_apart(show, (ep_id, identity), other, acting_user())
         say(f"{ep_id}: {identity} and {other} are two people{'' if is_new else ' already'}")
 
 
@@ -390,13 +392,12 @@ def _set_lock(
         resolved = resolve(settings, None, config_dir)
         root, checked = open_root(out_root, resolved), check_ep_id(ep_id)
         n_backups = resolved.settings.output.keep_backups
-        is_changed = set_lock(root, checked, identity, n_backups, is_locked=is_locked)
         word = "locked" if is_locked else "unlocked"
-        if is_changed:
-            with _open_log(resolved, root) as people:
-                if people is not None:
-                    show = _show_of(checked, None, settings, config_dir)
-                    people.log_lock(show, (ep_id, identity), acting_user(), is_locked=is_locked)
+        with _open_log(resolved, root) as people:
+            is_changed = set_lock(root, checked, identity, n_backups, is_locked=is_locked)
+            if is_changed and people is not None:
+                show = _show_of(checked, None, settings, config_dir)
+                people.log_lock(show, (ep_id, identity), acting_user(), is_locked=is_locked)
         say(f"{ep_id}: {identity} is {word}{'' if is_changed else ' already'}")
 
 

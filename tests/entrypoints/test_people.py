@@ -435,6 +435,34 @@ def test_a_verdict_that_cannot_be_right_changes_nothing(
     assert artifacts(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("lock", FIRST, "id_0003"),
+        ("apart", FIRST, "id_0003", "id_0004"),
+        ("merge", f"{FIRST}:id_0004", f"{FIRST}:id_0003", "--show", "show"),
+    ],
+)
+def test_a_decision_that_the_facebank_cannot_keep_changes_no_file(root: Path, arguments: tuple[str, ...]) -> None:
+    before = artifacts(root)
+
+    result = people(root, *arguments, "--facebank-dsn", "host=127.0.0.1 port=1", code=2)
+
+    assert "does not answer" in result.stderr
+    assert artifacts(root) == before
+
+
+def test_a_merge_in_an_episode_of_another_show_changes_nothing(root: Path) -> None:
+    group(root, FIRST)
+    before = artifacts(root)
+
+    result = people(root, "merge", f"{FIRST}:id_0004", f"{FIRST}:id_0003", "--show", "other", code=2)
+
+    assert f"{FIRST} is of show 'show', not of 'other'" in result.stderr
+    assert artifacts(root) == before
+    assert people(root, "log", "--show", "other").stdout == ""
+
+
 def test_a_reflection_takes_no_name_and_is_nobody_until_it_is_merged(tmp_path: Path) -> None:
     """Though it is more like the seeds than the person is."""
     write_episode(tmp_path, "emitted", [(p,) for p in BESIDE], together=range(1, 8, 2))
