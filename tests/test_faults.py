@@ -51,6 +51,13 @@ def resize(disk: Path, n_bytes: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={pages}", disk], check=True)
 
 
+def test_a_facebank_that_finds_no_room_says_so(small_disk: Path) -> None:
+    result = cleanup("facebank", "list", "--out-root", small_disk, code=2)
+
+    assert "No space left on device" in result.stderr
+    assert not (small_disk / "facebank" / "postgres").exists()
+
+
 @pytest.mark.parametrize("dialect", ["documented", "emitted"])
 def test_a_disk_that_fills_up_at_any_point(small_disk: Path, dialect: str) -> None:
     """With 4 KiB more each time, until it is enough: nothing, nothing, ..., all."""

@@ -43,7 +43,8 @@ def make_cluster(folder: RootPath, user: pwd.struct_passwd, programs: Path, lock
     os.chdir("/")
     if made.returncode != 0:
         complaint = [*made.stdout.strip().splitlines(), *made.stderr.strip().splitlines()]
-        told = next((line for line in complaint if "error:" in line), (complaint or ["it said nothing"])[-1])
+        causes = (line for line in complaint if "error:" in line or "FATAL:" in line or "PANIC:" in line)
+        told = next(causes, (complaint or ["it said nothing"])[-1]).split("FATAL:  ")[-1]
         draft.rmtree()
         raise FacebankError(
             f"{folder}: the embedded PostgreSQL cannot be made ({told}); give a server of your own with --facebank-dsn"
