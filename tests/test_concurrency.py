@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cleanup.edges import write_back
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import find_violations
 from cleanup.edges.data_root import DataRoot
+from cleanup.edges.journal import Journal
 from cleanup.edges.root_path import RootPath
 from cleanup.entrypoints.episode_states import restore_backup
 from cleanup.names import check_ep_id
@@ -55,14 +55,14 @@ def test_a_run_during_a_restore_is_refused_and_right_after_it(drawn: Path, monke
     run(drawn, *ARGUMENTS[2:])
     after = artifacts_of(drawn, EP)
     (backup,) = json.loads(cleanup("backups", "list", EP, "--out-root", drawn, "--json").stdout)
-    is_at_work, may_go_on, apply = threading.Event(), threading.Event(), write_back._apply
+    is_at_work, may_go_on, apply = threading.Event(), threading.Event(), Journal.apply
 
-    def slowly(*arguments: object) -> None:
+    def slowly(journal: Journal) -> None:
         is_at_work.set()
         assert may_go_on.wait(60)
-        apply(*arguments)  # type: ignore[arg-type]
+        apply(journal)
 
-    monkeypatch.setattr(write_back, "_apply", slowly)
+    monkeypatch.setattr(Journal, "apply", slowly)
     restore = threading.Thread(
         target=restore_backup, args=(DataRoot(RootPath(drawn)), check_ep_id(EP), backup["run_id"], 10)
     )

@@ -429,7 +429,7 @@ class RootPath:
         with self.naming(), self._parent_handle() as folder:
             with _opened(self.name, os.O_RDONLY | _FILE, folder) as handle:
                 if _mount_of(handle) != _mount_of(folder):
-                    raise OSError(errno.EBUSY, "is a mount of its own and cannot be replaced", str(self))
+                    raise OSError(errno.EBUSY, "it is a mount of its own", str(self))
             os.mkdir(probe.name, dir_fd=folder)
             try:
                 os.rename(self.name, probe.name, src_dir_fd=folder, dst_dir_fd=folder)

@@ -27,6 +27,7 @@ from cleanup.edges import postgres_connection, postgres_server
 from cleanup.edges.embedded_postgres import open_embedded_facebank
 from cleanup.edges.postgres_facebank import PostgresFacebank
 from cleanup.edges.postgres_people import PostgresPeople
+from cleanup.edges.root_path import RootPath
 from cleanup.edges.stoppable import stoppable
 from cleanup.entrypoints.shell import acting_user
 from cleanup.errors import FacebankError
@@ -42,7 +43,7 @@ PLAN = GroupingPlan("show", "show-s01e01", "m", (), {}, {"lisa": "Lisa"}, 0)
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresFacebank]:
     """A PostgreSQL for all tests here; each has a database of its own."""
-    with open_embedded_facebank(tmp_path_factory.mktemp("server") / "postgres") as opened:
+    with open_embedded_facebank(RootPath(tmp_path_factory.mktemp("server")) / "postgres") as opened:
         yield opened
 
 
