@@ -225,6 +225,8 @@ def _read_moves(paths: EpisodePaths, run_id: RunId, moves: Sequence[Any]) -> lis
             raise ValueError(f"it speaks of {move['staged']!r}, which is not where anything is staged")
         # Version 1 said what a file is to hold, and nothing of what it held.
         after = move["after"] if "after" in move else move["sha256"]
+        if after is None and target not in (paths.track_metrics, paths.report):
+            raise ValueError(f"it removes {move['target']!r}, without which there is no episode")
         found.append(Move(target, staged, _check_digest(move.get("before", _UNKNOWN)), _check_digest(after)))
     return found
 

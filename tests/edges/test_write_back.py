@@ -335,6 +335,7 @@ JOURNALS = {
     "a number for a name": b'{"version": 1, "run_id": "RUN", "moves": [{"target": 5, "staged": null, "sha256": null}]}',
     "another file of the episode": b'{"version": 1, "run_id": "RUN", "moves": [{"target": "manifests/EP/detections.jsonl", "staged": null, "sha256": null}]}',
     "a file outside": b'{"version": 1, "run_id": "RUN", "moves": [{"target": "../x", "staged": null, "sha256": null}]}',
+    "one that removes the tracks": b'{"version": 1, "run_id": "RUN", "moves": [{"target": "manifests/EP/tracks.jsonl", "staged": null, "sha256": null}]}',
     "staged elsewhere": b'{"version": 2, "run_id": "RUN", "moves": [{"target": "manifests/EP/tracks.jsonl", "staged": "manifests/EP/faces.jsonl", "before": null, "after": "' + b"0" * 64 + b'"}]}',
     "no run": b'{"version": 2, "run_id": "../x", "moves": []}',
     "an odd version": b'{"version": "x", "run_id": "RUN", "moves": []}',
