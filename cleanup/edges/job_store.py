@@ -149,10 +149,15 @@ class JobStore:
     def _read(self, folder: RootPath, job_id: str) -> Job:
         request = read_record(folder / "request.json", RequestRecord)
         if request is None:
+            self.folder_of(job_id)  # it may have been removed meanwhile
             raise DamagedJobError(f"{folder}: request.json is missing; remove the folder")
-        is_held = _is_held(folder / "lock")  # before end.json: who lets go has written it
-        process, end = read_record(folder / "process.json", ProcessRecord), self._read_end(folder)
-        if process is None and end is None and (folder / "progress.json").exists():
+        # What is written last is looked for first, and who lets go of the lock has written the end: a job that begins
+        # or ends meanwhile is seen as it was or as it is.
+        has_progress = (folder / "progress.json").exists()
+        process = read_record(folder / "process.json", ProcessRecord)
+        is_held = _is_held(folder / "lock")
+        end = self._read_end(folder)
+        if process is None and end is None and has_progress:
             raise DamagedJobError(f"{folder}: process.json is missing, but it has begun; remove the folder")
         state = QUEUED if process is None else RUNNING if is_held or request.is_on_ray else FAILED
         return Job(
@@ -180,7 +185,7 @@ class JobStore:
         if end is not None and end.summary is not None:
             self._name(f"{self._folder}: reports of jobs of an older version get files of their own, once")
             summary, end = end.summary, EndRecord.of(end.state, end.error, end.ended_at, end.summary)
-            with self._going_on("the job is slow to read, and its report is not shown"):
+            with self.going_on("the job is slow to read, and its report is not shown"):
                 write_synced(folder / "report.json", orjson.dumps(summary))
                 write_synced(path, dump_record(end))
         return end
@@ -234,13 +239,13 @@ class JobStore:
             return []
 
     @contextlib.contextmanager
-    def _going_on(self, outcome: str) -> Iterator[None]:
+    def going_on(self, outcome: str) -> Iterator[None]:
         """One job that the system or another program is in the way of holds no others up."""
         try:
             yield
         except OSError as error:
             self._name(f"{describe_os_error(error)}; {outcome}")
-        except UnsafePathError as error:
+        except (StorageError, UnsafePathError) as error:
             self._name(f"{error}; {outcome}")
 
     def _name(self, message: str) -> None:
@@ -307,11 +312,11 @@ class JobStore:
         ended = [job for job in self.read_all() if job.ended_at is not None]
         for job in ended[n_kept:]:
             # Out of the way in one step: what is left of a removal that is cut off is no job.
-            with self._going_on("the job stays"):
+            with self.going_on("the job stays"):
                 (self._folder / job.job_id).replace(self._folder / f".{job.job_id}")
         for path in self._folder.iterdir():
             if _RUBBISH.fullmatch(path.name):
-                with self._going_on("the rest of a removed job stays"):
+                with self.going_on("the rest of a removed job stays"):
                     if path.is_dir():
                         path.rmtree()
                     else:

@@ -124,12 +124,12 @@ class BodyGuard:
             await self._app(scope, receive, send)
             return
         announced = _header(scope, b"content-length")
-        parts: list[bytes] = []
+        content = bytearray()
         is_too_long = announced.isdigit() and int(announced) > self._max
         while not is_too_long and scope["method"] not in _READING:
             message = await receive()
-            parts.append(message.get("body", b""))
-            is_too_long = sum(map(len, parts)) > self._max
+            content += message.get("body", b"")
+            is_too_long = len(content) > self._max
             if message["type"] == "http.disconnect":
                 return
             if not message.get("more_body", False):
@@ -138,10 +138,10 @@ class BodyGuard:
             refusal = problem(413, f"the body is longer than {self._max} bytes", {"Connection": "close"})
             await refusal(scope, receive, send)
             return
-        if any(parts) and not _is_json(_header(scope, b"content-type")):
+        if content and not _is_json(_header(scope, b"content-type")):
             await problem(415, "the body has to be JSON, with Content-Type: application/json")(scope, receive, send)
             return
-        body: bytes | None = b"".join(parts) if scope["method"] not in _READING else None
+        body: bytes | None = bytes(content) if scope["method"] not in _READING else None
 
         async def replay() -> MutableMapping[str, Any]:
             nonlocal body

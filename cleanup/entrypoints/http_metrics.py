@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, MutableMapping
+from http import HTTPStatus
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -32,9 +33,10 @@ class ApiMetrics:
         )
 
     def count(self, scope: Scope, status: int, seconds: float) -> None:
-        """Counts one answer; what no route took is one route, so that nobody can make up new ones."""
+        """Counts one answer; what no route took is one route and one method, so that nobody can make up new ones."""
         route = getattr(scope.get("route"), "path", "none")
-        self._requests.labels(scope["method"] if route != "none" else "any", route, str(status)).inc()
+        is_taken = route != "none" and status != HTTPStatus.METHOD_NOT_ALLOWED
+        self._requests.labels(scope["method"] if is_taken else "any", route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def render(self) -> bytes:

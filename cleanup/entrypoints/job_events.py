@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import orjson
 from fastapi.sse import ServerSentEvent
+from pydantic import ValidationError
 
-from cleanup.edges.job_records import ENDED, SUCCEEDED, Job
+from cleanup.edges.job_records import ENDED, SUCCEEDED, Job, ProgressRecord
 from cleanup.edges.job_store import JobStore
 from cleanup.edges.root_path import RootPath
 from cleanup.errors import SettingsError
@@ -22,6 +23,9 @@ EVENT_ID_PATTERN = r"([0-9]{1,18})-([0-9]{1,18})(-end)?"
 _ID = re.compile(EVENT_ID_PATTERN)
 FIRST_EVENT_ID = "0-0"
 _EVENTS, _LOG = "events.jsonl", "log.txt"
+# What an event of an episode or of a season has in any case; one without is none of this version.
+_OF_EPISODE = frozenset({"phase", "phase_index", "phase_total", "phase_progress"})
+_OF_SEASON = frozenset({"episodes_done", "episodes_total", "progress"})
 
 
 class EventPlace(NamedTuple):
@@ -108,9 +112,12 @@ async def stream_events(store: JobStore, job_id: str, place: EventPlace) -> Asyn
 def _parse(line: bytes) -> str | None:
     """An event as it is sent on, on one line; None if the line is none."""
     try:
-        return line.decode().rstrip("\r\n") if isinstance(orjson.loads(line), dict) else None
-    except (orjson.JSONDecodeError, UnicodeDecodeError):
+        event = orjson.loads(line)
+        ProgressRecord.model_validate(event)
+    except (orjson.JSONDecodeError, ValidationError):
         return None
+    is_whole = event.keys() >= _OF_EPISODE or event.keys() >= _OF_SEASON
+    return orjson.dumps(event).decode() if is_whole else None
 
 
 def _describe(job: Job) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import psutil
 from cleanup.edges.job_records import CANCELED, ENDED, FAILED, QUEUED, RUNNING, Job
 from cleanup.edges.job_store import JobStore
 from cleanup.edges.process_identity import ProcessIdentity
-from cleanup.edges.root_path import RootPath
+from cleanup.edges.root_path import RootPath, UnsafePathError
 from cleanup.errors import BusyError, EngineError, StorageError
 from cleanup.names import EpId
 
@@ -236,8 +236,7 @@ class JobPool:
                 n_running += 1 - self._note_end(job)
         for job in reversed(jobs):
             if job.state == QUEUED and job.job_id not in self._started and n_running < self._max_running:
-                n_running += 1
-                self._start(job.job_id)
+                n_running += self._start(job.job_id)
 
     def cancel(self, job_id: str) -> Job:
         """Stops a job, all of it, and gives it as it is then; one that has ended stays as it is.
@@ -276,17 +275,19 @@ class JobPool:
             counts[job.state] += 1
         return counts
 
-    def _start(self, job_id: str) -> None:
+    def _start(self, job_id: str) -> bool:
+        """Whether a job takes a place: it was started, or nobody starts any now."""
         self._started.add(job_id)
         try:
             self._runner.start(self._root, job_id)
-        except (EngineError, OSError) as error:
+        except (EngineError, UnsafePathError, OSError) as error:
             _log.warning("job %s cannot be started: %s", job_id, error)
+            self._started.discard(job_id)  # a cluster that is busy or away may be back at the next look
             since = self._refused_since.setdefault(job_id, time.monotonic())
-            if time.monotonic() - since > _START_PATIENCE_S:
-                self.store.end(job_id, FAILED, f"could not be started: {error}")
-            else:
-                self._started.discard(job_id)  # a cluster that is busy or away may be back at the next look
+            if isinstance(error, UnsafePathError) or time.monotonic() - since > _START_PATIENCE_S:
+                self._note_failure(job_id, f"could not be started: {error}")
+            return isinstance(error, EngineError)
+        return True
 
     def _note_end(self, job: Job) -> bool:
         """Whether a job has come to its end without noting it; it is noted now."""
@@ -297,18 +298,22 @@ class JobPool:
         except EngineError as error:
             _log.warning("%s", error)  # whether the job lives cannot be known now
             return False
-        if why is None:
-            return False
-        # Whoever was ending it meanwhile has noted so, and that stays.
-        self.store.end(job.job_id, FAILED, why)
+        if why is None or self.store.read(job.job_id).state != job.state:
+            return False  # or it has begun meanwhile: another API has started it as well
+        self._note_failure(job.job_id, why)
         return True
+
+    def _note_failure(self, job_id: str, why: str | None) -> None:
+        """Notes an end; whoever was ending it meanwhile has noted so, and that stays."""
+        with self.store.going_on("its end stays unnoted"):
+            self.store.end(job_id, FAILED, why)
 
     def _list_open(self) -> Sequence[Job]:
         """Jobs that have not ended, newest first; those found dead are noted as failed, unless somebody stops them."""
         jobs = []
         for job in self.store.read_all():
             if job.ended_at is None and job.state in ENDED and job.job_id not in self._stopping:
-                self.store.end(job.job_id, FAILED, job.error)
+                self._note_failure(job.job_id, job.error)
             elif job.ended_at is None:
                 jobs.append(job)
                 continue

@@ -201,7 +201,7 @@ def _watch(client: httpx.Client, job_id: str) -> int:
                         if kind == "progress":
                             show(_describe(event))
                             if not screen.is_terminal and event.get("phase", "") != phase:
-                                phase = event["phase"]
+                                phase = event.get("phase", "")
                                 screen.say(_describe(event))
                         elif kind == "log":
                             screen.say(event["line"])
@@ -230,7 +230,7 @@ def _read_events(lines: Iterator[str]) -> Iterator[tuple[str, str, str]]:
 
 
 def _describe(progress: dict[str, Any]) -> str:
-    if "episodes_total" in progress:
+    if "phase_progress" not in progress:
         done = f"{progress['episodes_done']} of {progress['episodes_total']} episodes"
         return f"{done}, {progress['progress']:.0%}"
     share = f"{progress['phase_progress']:.0%}"

@@ -87,6 +87,25 @@ def test_a_job_whose_process_was_killed_has_failed(store: JobStore, tmp_path: Pa
         pass
 
 
+def test_a_job_that_begins_while_it_is_looked_at_has_not_failed(
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = store.create("episode", ("show-s01e01",), {})
+    look, begun = job_store._is_held, []
+
+    def look_slowly(lock: RootPath) -> bool:
+        is_held = look(lock)
+        begun.append(start_holder(tmp_path, job.job_id))
+        (tmp_path / "runs" / "jobs" / job.job_id / "progress.json").write_bytes(b"{}")
+        return is_held
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job_store, "_is_held", look_slowly)
+        assert store.read(job.job_id).state == QUEUED
+    assert store.read(job.job_id).state == RUNNING
+    begun[0].kill(), begun[0].wait()
+
+
 def test_a_job_is_done_by_one_process(store: JobStore, tmp_path: Path) -> None:
     job = store.create("episode", ("show-s01e01",), {})
     holder = start_holder(tmp_path, job.job_id)

@@ -21,6 +21,7 @@ import pytest
 
 from cleanup.run import PHASES
 from tests.builders import artifacts_of, copy_episode, snapshot
+from tests.edges.test_job_store import write_job
 from tests.entrypoints.test_cli import EP, cleanup
 from tests.serving import Api, serve, wait_for
 
@@ -235,6 +236,25 @@ def test_no_event_is_lost_by_a_stream_that_breaks_off(api: Api) -> None:
     assert after.status_code == 204
 
 
+def test_lines_that_are_no_events_are_passed_over(api: Api) -> None:
+    job_id = write_job(api.root)
+    whole = {"phase": "x", "phase_index": 1, "phase_total": 2, "phase_progress": 0.5}
+    odd = [
+        {},
+        [],
+        "x",
+        {"phase": "x"},
+        {"episodes_total": 2},
+        {**whole, "phase_progress": "much"},
+        {**whole, "phase": 5},
+    ]
+    lines = "".join(f"{json.dumps(event)}\n" for event in (*odd, whole))
+    (api.root / "runs" / "jobs" / job_id / "events.jsonl").write_text(lines)
+
+    assert [e["data"] for e in read_events(api, job_id)][:-1] == [whole]
+    assert "1/2 x 50%" in cleanup("jobs", "watch", job_id, "--url", api.url).stderr
+
+
 def test_a_failure_is_told_by_job_events_and_log(api: Api) -> None:
     tracks = api.root / "manifests" / EP / "tracks.jsonl"
     tracks.write_text(tracks.read_text() + "{nonsense\n")
@@ -358,6 +378,7 @@ def test_an_odd_request_is_told_what_is_wrong_with_it(drawn: Path, tmp_path: Pat
             ("POST", post, as_json, json.dumps({"ep_id": EP, "video": "a" * 300}).encode(), 400, "no video"),
             ("GET", "/nowhere", {}, b"", 404, "no get /nowhere"),
             ("DELETE", f"/jobs/{job_id}", {}, b"", 405, "allowed is get"),
+            ("MADEUP", f"/jobs/{job_id}", {}, b"", 405, "allowed is get"),
             ("GET", "/jobs?cursor=1-x", {}, b"", 422, "cursor"),
             ("GET", f"/jobs/{'a' * 10_000}", {}, b"", 404, "no job"),
             *(("GET", f"/jobs/{job_id}/events", {"Last-Event-ID": i}, b"", 422, "last-event-id")
@@ -366,6 +387,7 @@ def test_an_odd_request_is_told_what_is_wrong_with_it(drawn: Path, tmp_path: Pat
             answer = api.http.request(method, path, headers=headers, content=body)
             assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), path
             assert told in answer.json()["detail"].lower(), answer.text
+        assert "MADEUP" not in api.http.get("/metrics").text
 
     assert log.read_text() == ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 
-from cleanup.edges.job_records import CANCELED
+from cleanup.edges.job_records import CANCELED, FAILED, QUEUED, RUNNING, Job
 from cleanup.edges.job_store import JobStore
 from cleanup.edges.process_identity import ProcessIdentity
 from cleanup.edges.root_path import RootPath
@@ -20,7 +21,7 @@ from cleanup.entrypoints import job_pool
 from cleanup.entrypoints.job_pool import JobPool, ProcessRunner
 from cleanup.errors import BusyError, StorageError
 from cleanup.names import check_ep_id
-from tests.edges.test_job_store import start_holder
+from tests.edges.test_job_store import start_holder, write_job
 
 EP = check_ep_id("show-s01e01")
 
@@ -102,3 +103,45 @@ def test_another_api_that_hangs_costs_a_request_a_while_and_a_line(
             with pytest.raises(StorageError, match="is it stopped"):
                 decide()
     assert pool.cancel(job.job_id).state == CANCELED
+
+
+class _Starting(ProcessRunner):
+    """Starts nothing, but opens the log as the real one does."""
+
+    def start(self, root: RootPath, job_id: str) -> None:
+        (root / "runs" / "jobs" / job_id / "log.txt").open("ab").close()
+
+
+@pytest.mark.parametrize("put", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/null")])
+def test_a_job_that_cannot_be_started_or_ended_holds_no_other_up(
+    pool: JobPool, tmp_path: Path, put: Callable[[Path], None]
+) -> None:
+    dead = tmp_path / "runs" / "jobs" / write_job(tmp_path, end=None)
+    put(dead / "end.lock")
+    first = pool.submit("episode", (EP,), {}).job_id
+    put(tmp_path / "runs" / "jobs" / first / "log.txt")
+    other = JobPool(RootPath(tmp_path), _Starting(), max_running=1, max_waiting=9, max_kept=9)
+    second = other.submit("episode", (check_ep_id("show-s01e02"),), {}).job_id
+
+    other.tend()
+
+    assert (tmp_path / "runs" / "jobs" / second / "log.txt").is_file()
+    assert (other.store.read(first).state, other.store.read(second).state) == (FAILED, QUEUED)
+    assert "log.txt" in str(other.store.read(first).error) and not (dead / "end.json").exists()
+
+
+def test_a_job_that_another_api_has_started_as_well_goes_on(tmp_path: Path) -> None:
+    begun = []
+
+    class Late(_Starting):
+        def find_end(self, job: Job) -> str | None:
+            begun.append(start_holder(tmp_path, job.job_id))
+            return "its process ended with 2 before it began"
+
+    pool = JobPool(RootPath(tmp_path), Late(), max_running=1, max_waiting=9, max_kept=9)
+    job = pool.submit("episode", (EP,), {})
+
+    pool.tend()
+
+    assert len(begun) == 1 and pool.store.read(job.job_id).state == RUNNING
+    begun[0].kill(), begun[0].wait()
