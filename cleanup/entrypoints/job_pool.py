@@ -79,21 +79,29 @@ class ProcessRunner:
     def stop(self, store: JobStore, job_id: str) -> None:
         """See Runner."""
         # One that was started just now can be stopped once it has said that it runs.
-        child = self._children.get(job_id)
-        _wait(lambda: child is None or child.poll() is not None or store.read(job_id).state != QUEUED, _PATIENCE_S)
+        own = self._children.get(job_id)
+        _wait(lambda: own is None or own.poll() is not None or store.read(job_id).state != QUEUED, _PATIENCE_S)
         job = store.read(job_id)
-        if job.state in ENDED or (job.state == QUEUED and child is not None and child.poll() is not None):
+        if job.state in ENDED or (job.state == QUEUED and own is not None and own.poll() is not None):
             return
-        started = [] if job.process is None else _find_children(job.process)
-        if job.process is None or not job.process.send(signal.SIGTERM):
+        process = job.process if job.process is not None and _does(job.process, job_id) else None
+        started = [] if process is None else _find_children(process)
+        if process is None or not process.send(signal.SIGTERM):
             ask_to_stop(store, job)
-        elif not job.process.wait(_PATIENCE_S):
-            job.process.send(signal.SIGKILL)
-            if not job.process.wait(_KILL_S):
+        elif not process.wait(_PATIENCE_S):
+            process.send(signal.SIGKILL)
+            if not process.wait(_KILL_S):
                 raise EngineError(f"job {job_id}: {job.where} cannot be stopped; it hangs in the system")
         deadline = time.monotonic() + _REST_S
-        for process in started:  # each sees to its own end
-            process.wait(max(0.0, deadline - time.monotonic()))
+        for child in started:  # each sees to its own end
+            child.wait(max(0.0, deadline - time.monotonic()))
+
+
+def _does(process: ProcessIdentity, job_id: str) -> bool:
+    """Whether a process is one that does a job, as its command line says: the record may name anybody's."""
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        return process.is_here and job_id in psutil.Process(process.pid).cmdline()
+    return False
 
 
 def _find_children(process: ProcessIdentity) -> list[ProcessIdentity]:

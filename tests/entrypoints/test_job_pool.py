@@ -49,12 +49,16 @@ def enter_container(process: ProcessIdentity) -> ProcessIdentity:
     return dataclasses.replace(process, pid_namespace=process.pid_namespace + 1)
 
 
+def claim(process: ProcessIdentity) -> ProcessIdentity:
+    return process
+
+
 def restart(process: ProcessIdentity) -> ProcessIdentity:
     return dataclasses.replace(process, start_ticks=process.start_ticks - 1)
 
 
-@pytest.mark.parametrize("change", [reboot, enter_container, restart, None])
-def test_a_process_that_has_only_the_number_of_a_job_gets_no_signal(
+@pytest.mark.parametrize("change", [reboot, enter_container, restart, claim, None])
+def test_a_process_that_a_record_names_and_that_is_not_the_job_gets_no_signal(
     pool: JobPool,
     tmp_path: Path,
     stranger: subprocess.Popen[bytes],
