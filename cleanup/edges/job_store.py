@@ -84,7 +84,7 @@ class JobStore:
     """
 
     def __init__(self, root: RootPath) -> None:
-        self._folder = root / "runs" / "jobs"
+        self._root, self._folder = root, root / "runs" / "jobs"
         self._holder = f"process {os.getpid()} on {socket.gethostname()}, which started at {_now()}".encode()
         # What has ended does not change any more.
         self._ended: dict[str, Job] = {}
@@ -96,8 +96,10 @@ class JobStore:
         """Held by who decides whether a job is created or started; others wait.
 
         Raises:
-            StorageError: Somebody holds it for longer than that; the message says who.
+            StorageError: Somebody holds it for longer than that; the message says who. Or the data root is gone.
         """
+        if not self._root.is_dir():
+            raise StorageError(f"{self._root}: the data root is not there any more; is its disk away?")
         self._folder.mkdir()
         holder = self._folder / "holder"
         with (self._folder / "lock").open_lock() as stream:

@@ -64,7 +64,9 @@ def build_app(options: ServeOptions, *, token: str | None, hosts: Sequence[str] 
     """
     settings = resolve_for_run({}, None, None)
     root = open_root(None, settings)
-    if root.remote is None and not root.path.is_dir():
+    if root.remote is not None:
+        root.path.mkdir()  # the mirror
+    elif not root.path.is_dir():
         raise SettingsError(f"{root.path}: no such data root; give it with --out-root or {DATA_ROOT_VARIABLE}")
     os.environ[DATA_ROOT_VARIABLE] = root.name  # absolute: a job need not start in this folder
     runner: Runner = ProcessRunner()

@@ -326,3 +326,16 @@ def test_who_holds_the_jobs_for_long_is_named(store: JobStore, tmp_path: Path) -
     holder.kill(), holder.wait()
     with store.hold_all(0.2):
         pass
+
+
+def test_a_data_root_that_is_gone_is_said_and_not_made_again(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    store = JobStore(RootPath(root))
+    store.create("episode", ("show-s01e01",), {})
+    root.rename(tmp_path / "elsewhere")
+
+    with pytest.raises(StorageError, match="not there any more"), store.hold_all(0):
+        pass
+
+    assert not root.exists()
