@@ -22,7 +22,15 @@ from cleanup.edges.data_root import DataRoot
 from cleanup.edges.root_path import UnsafePathError
 from cleanup.entrypoints import http_models as models
 from cleanup.entrypoints.http_episode_routes import episode_routes
-from cleanup.entrypoints.http_guards import BodyGuard, HeadGuard, OriginGuard, RateGuard, TokenGuard, problem
+from cleanup.entrypoints.http_guards import (
+    BodyGuard,
+    HeadGuard,
+    OriginGuard,
+    RateGuard,
+    StreamGuard,
+    TokenGuard,
+    problem,
+)
 from cleanup.entrypoints.http_job_routes import StreamOver, job_routes
 from cleanup.entrypoints.http_metrics import ApiMetrics, MetricsGuard
 from cleanup.entrypoints.http_models import problems
@@ -115,6 +123,7 @@ def create_app(root: DataRoot, pool: JobPool, probe: ReadinessProbe, access: Acc
     _add_errors(app)
     _add_problem_schema(app)
     # The one added last is asked first.
+    app.add_middleware(StreamGuard)
     app.add_middleware(HeadGuard)
     app.add_middleware(BodyGuard, max_bytes=limits.max_body_bytes)
     if access.token is not None:

@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio
 import orjson
 from starlette.responses import JSONResponse, Response
 
@@ -189,6 +190,20 @@ class HeadGuard:
                 has_answered.set()
 
         await self._app(asked, receive_nothing, send_head)
+
+
+class StreamGuard:
+    """Takes it as no fault that a caller leaves a stream that has more for him; FastAPI would have it told as one."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        try:
+            await self._app(scope, receive, send)
+        except* anyio.BrokenResourceError:
+            pass
 
 
 class RateGuard:

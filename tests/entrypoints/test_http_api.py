@@ -236,6 +236,22 @@ def test_no_event_is_lost_by_a_stream_that_breaks_off(api: Api) -> None:
     assert after.status_code == 204
 
 
+def test_who_leaves_a_stream_leaves_no_trace_in_the_log(drawn: Path, tmp_path: Path) -> None:
+    job_id = write_job(drawn)
+    (drawn / "runs" / "jobs" / job_id / "log.txt").write_text(f"{'x' * 500}\n" * 40_000)
+    with serve(drawn, log=tmp_path / "log") as api:
+        port = int(api.url.rsplit(":", 1)[1])
+        for _ in range(4):
+            with socket.create_connection(("127.0.0.1", port)) as caller:
+                caller.sendall(f"GET /jobs/{job_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                assert caller.recv(100)
+                time.sleep(0.3)  # until it is full
+        wait_for(lambda: len(psutil.Process(api.process.pid).net_connections("tcp")) == 1)
+        time.sleep(0.2)
+
+    assert (tmp_path / "log").read_text() == ""
+
+
 def test_lines_that_are_no_events_are_passed_over(api: Api) -> None:
     job_id = write_job(api.root)
     whole = {"phase": "x", "phase_index": 1, "phase_total": 2, "phase_progress": 0.5}
