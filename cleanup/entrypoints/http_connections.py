@@ -23,6 +23,8 @@ from cleanup.errors import first_line
 _HEAD_S, _BODY_S = 10.0, 30.0
 # An answer of which less than so much is taken in that time is given up.
 _READING_S, _READ_BYTES = 30.0, 32768
+# When the server stops: what is under way then still, like a stream of events, is ended before uvicorn has it fail.
+_PARTING_S = 2.0
 
 
 class Connections:
@@ -130,6 +132,11 @@ class LimitedProtocol(H11Protocol):
         super().resume_writing()
         if self._reading is not None:
             self._reading.cancel()
+
+    def shutdown(self) -> None:
+        """See H11Protocol."""
+        super().shutdown()
+        self.loop.call_later(_PARTING_S, self._refuse, 503, "the API stops")
 
     def give_way(self) -> None:
         """Ends a connection that waits for its caller, because another one wants in."""

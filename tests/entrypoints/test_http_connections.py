@@ -39,7 +39,9 @@ def listening(most: int = 8) -> Iterator[tuple[int, Connections]]:
     """The port of a server with limits."""
     connections = Connections(most)
     protocol: Any = functools.partial(LimitedProtocol, connections=connections)
-    config = uvicorn.Config(app, http=protocol, ws="none", lifespan="off", log_config=None, loop="asyncio")
+    config = uvicorn.Config(
+        app, http=protocol, ws="none", lifespan="off", log_config=None, loop="asyncio", timeout_graceful_shutdown=3
+    )
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -134,6 +136,15 @@ def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch
             time.sleep(0.05)
         assert not connections._count
         assert len(httpx.get(f"http://127.0.0.1:{port}/long").content) == LONG
+
+
+def test_a_request_that_is_under_way_when_the_server_stops_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    with listening() as (port, _):
+        connection = connect(port, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n1")
+        time.sleep(0.1)
+
+    assert b"the API stops" in read_all(connection)
+    assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
 
 
 def test_what_is_no_http_is_told_why() -> None:
