@@ -14,7 +14,7 @@ from cleanup.entrypoints.options import ACTIONS, JSON_OUTPUT, PROFILE, WRITE_BAC
 from cleanup.entrypoints.serve_options import TOKEN_VARIABLE, check_token
 from cleanup.entrypoints.shell import one_line_errors
 from cleanup.entrypoints.terminal import print_json, say
-from cleanup.errors import EngineError, SettingsError
+from cleanup.errors import ArtifactError, EngineError, SettingsError
 from cleanup.settings import REQUEST_SETTINGS
 
 if TYPE_CHECKING:
@@ -121,7 +121,13 @@ def show_command(job_id: JOB_ID, json_output: JSON_OUTPUT = False, url: URL = DE
         from cleanup.entrypoints.screen import Screen
 
         if job["summary"] is not None:
-            (print_report if job["kind"] == "episode" else print_season)(Screen(), job["summary"])
+            try:
+                (print_report if job["kind"] == "episode" else print_season)(Screen(), job["summary"])
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise ArtifactError(
+                    f"the report of job {job_id} is not one of this version ({type(error).__name__} {error}); --json "
+                    "prints it as it is"
+                ) from error
             return
         progress = _call(client, "GET", f"/jobs/{job_id}/progress")
         say(f"{job['job_id']}  {job['state']}  {_describe(progress)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -364,6 +365,8 @@ def test_nothing_outside_is_served_for_a_job(drawn: Path, tmp_path: Path) -> Non
     request = {"kind": "episode", "ep_ids": [EP], "requested": {}, "created_at": "2025-01-01"}
     (folder / "request.json").write_text(json.dumps(request))
     (folder / "end.json").write_text(json.dumps({"state": "succeeded", "error": None, "ended_at": "2025-01-01"}))
+    foreign = Path(shutil.copytree(folder, folder.with_name("20250101T000001.000000Z-deadbeef")))
+    (foreign / "report.json").write_text('{"x": 1}')
     for path in (folder / "log.txt", folder / "report.json", folder / "events.jsonl",
                  drawn / "manifests" / EP / "track_metrics.json"):  # fmt: skip
         path.unlink(missing_ok=True)
@@ -372,6 +375,8 @@ def test_nothing_outside_is_served_for_a_job(drawn: Path, tmp_path: Path) -> Non
         for path in ("", "/logs", "/progress", "/events"):
             answer = api.http.get(f"/jobs/{job_id}{path}")
             assert answer.status_code == 403 and "is a link" in answer.json()["detail"], path
+        shown = cleanup("jobs", "show", foreign.name, "--url", api.url, code=2)
+    assert "is not one of this version" in shown.stderr and "Traceback" not in shown.output
 
 
 def test_an_odd_request_is_told_what_is_wrong_with_it(drawn: Path, tmp_path: Path) -> None:
