@@ -190,8 +190,7 @@ def test_a_server_that_freezes_in_the_middle_costs_a_limited_time(
 @pytest.mark.parametrize("ask", ["signal", "thread"])
 def test_one_stop_ends_the_wait_for_a_frozen_server(line: FrozenLine, ask: str) -> None:
     asked = threading.Event()
-    started = time.monotonic()
-    threading.Timer(0.3, (lambda: os.kill(os.getpid(), signal.SIGINT)) if ask == "signal" else asked.set).start()
+    stop = threading.Timer(0.3, (lambda: os.kill(os.getpid(), signal.SIGINT)) if ask == "signal" else asked.set)
 
     with (
         pytest.raises(KeyboardInterrupt),
@@ -199,6 +198,8 @@ def test_one_stop_ends_the_wait_for_a_frozen_server(line: FrozenLine, ask: str) 
         PostgresFacebank(line.dsn).transaction() as connection,
     ):
         line.is_frozen.set()
+        stop.start()
+        started = time.monotonic()
         while True:
             connection.execute("SELECT 1")
 
