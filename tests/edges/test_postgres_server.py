@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,10 @@ def test_a_server_that_freezes_in_the_middle_costs_a_limited_time(
 
 
 @pytest.mark.parametrize("ask", ["signal", "thread"])
-def test_one_stop_ends_the_wait_for_a_frozen_server(line: FrozenLine, ask: str) -> None:
+def test_one_stop_ends_the_wait_for_a_frozen_server(line: FrozenLine, ask: str, request: pytest.FixtureRequest) -> None:
+    # A shell that starts the tests in the background has them ignore it.
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     asked = threading.Event()
     stop = threading.Timer(0.3, (lambda: os.kill(os.getpid(), signal.SIGINT)) if ask == "signal" else asked.set)
 
