@@ -103,17 +103,17 @@ class Journal:
         for folder in self.folders:
             folder.sync()
 
-    def undo(self, find_kept: Mapping[RootPath, RootPath]) -> None:
+    def undo(self, kept: Mapping[RootPath, RootPath]) -> None:
         """Takes all moves back that were made; what another program has written since stays.
 
         Args:
-            find_kept: File -> where what it held is kept, for file systems that do not swap.
+            kept: File -> where what it held is kept, for file systems that do not swap.
 
         Raises:
             OSError: A file could not be put back.
         """
         for move in reversed(self.moves):
-            _take_back(move, find_kept.get(move.target))
+            _take_back(move, kept.get(move.target))
         for folder in self.folders:
             folder.sync()
 

@@ -12,6 +12,7 @@ report last; the other way round when an episode is put back. Readers that need 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -128,11 +129,10 @@ class WriteBack:
             OSError: Nothing was written, or it was put back.
             CommittedError: After the commit point; whoever holds the episode next finishes or undoes it.
         """
-        self._is_backwards = is_backwards
         self.check()
         before = self._keep()
         self.check()  # what was kept is what the run read
-        journal = self._plan(before)
+        backup, journal = self._plan(before, is_backwards=is_backwards)
         self._check_replaceable()
         for folder in journal.folders:
             folder.sync()
@@ -152,7 +152,7 @@ class WriteBack:
         self._staged.clear()
         with contextlib.suppress(OSError, ArtifactError):  # whoever holds the episode next removes it
             journal.clear()
-        return self._backup
+        return backup
 
     def _keep(self) -> dict[str, FileVersion | None]:
         """What all files hold; what is about to be replaced is kept."""
@@ -164,15 +164,15 @@ class WriteBack:
             )
         return before
 
-    def _plan(self, before: Mapping[str, FileVersion | None]) -> Journal:
-        """Stages the backup's record; gives all that is to be moved."""
+    def _plan(self, before: Mapping[str, FileVersion | None], *, is_backwards: bool) -> tuple[Backup, Journal]:
+        """Stages the backup's record; gives it, and all that is to be moved."""
         paths = self._paths
         new = {paths.name_of(target): version for target, version in self._staged.items()}
-        self._backup = self._store.make_backup(self._run_id, self._made_by, before, {**before, **new})
+        backup = self._store.make_backup(self._run_id, self._made_by, before, {**before, **new})
         target = self._store.record_path(self._run_id)
         staged = paths.staged_file(target, self._run_id)
-        moves = [Move(target, staged, None, write_pieces(staged, [self._backup.to_json()]).sha256)]
-        for target in sorted(self._staged, key=paths.written.index, reverse=self._is_backwards):
+        moves = [Move(target, staged, None, write_pieces(staged, [backup.to_json()]).sha256)]
+        for target in sorted(self._staged, key=paths.written.index, reverse=is_backwards):
             old, version = before[paths.name_of(target)], self._staged[target]
             moves.append(
                 Move(
@@ -182,19 +182,22 @@ class WriteBack:
                     None if version is None else version.sha256,
                 )
             )
-        return Journal(self._run_id, tuple(moves))
+        return backup, Journal(self._run_id, tuple(moves))
 
     def _check_replaceable(self) -> None:
         """Tries whether each file may be replaced, while nothing has been.
 
         Raises:
             StorageError: One may not.
+            OSError: It could not be tried.
         """
         for target in self._staged:
             if target.exists():
                 try:
                     target.check_replaceable(target.with_name(f".{self._run_id}.probe"))
                 except OSError as error:
+                    if error.errno not in (errno.EPERM, errno.EACCES, errno.EBUSY):
+                        raise
                     raise StorageError(
                         f"{target}: cannot be replaced ({error.strerror}): it is immutable, a mount, or another user's "
                         "in a folder that protects it; nothing was written"
