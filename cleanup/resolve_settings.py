@@ -20,6 +20,7 @@ from cleanup.settings import (
     DEFAULT_PROFILE,
     PROFILE_VARIABLE,
     PROFILES_FILE,
+    RETIRED_KEYS,
     SECTIONS,
     SPECS,
     Secret,
@@ -36,20 +37,29 @@ STAGE_FILES = ("detection.yaml", "tracking.yaml", "faces_embed_sampling.yaml", "
 
 @dataclass(frozen=True)
 class Config:
-    """The YAML files as read: profiles by name, and every stage key as ``file.yaml:key.path`` -> value."""
+    """The YAML files as read.
+
+    Attributes:
+        directory: Where they lie.
+        profiles: Keys and values of each profile.
+        stages: ``file.yaml:key.path`` -> value.
+        notes: A sentence for each key that nothing reads any more.
+    """
 
     directory: str
     profiles: Mapping[str, Mapping[str, Any]]
     stages: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ResolvedSettings:
-    """Settings with the source of every value and the profile in force."""
+    """Settings with the source of every value, the profile in force, and a sentence for each key that was of no use."""
 
     settings: Settings
     sources: Mapping[str, str]
     profile: str
+    notes: tuple[str, ...] = ()
 
     def value(self, name: str) -> Any:
         """The value of a setting by its name."""
@@ -153,13 +163,18 @@ def read_config(directory: Path) -> Config:
                     f"{directory / PROFILES_FILE}: unknown key {name}.{key}; known: {', '.join(sorted(profile_keys))}"
                 )
     stages: dict[str, Any] = {}
+    notes: dict[str, None] = {}
     for file in STAGE_FILES:
         known = _known_stage_keys(file, resolved)
         for key, value in _flatten(_load_yaml(directory / file)).items():
+            retired = f"{file}:{key.split('.')[0]}"
+            if key not in known and retired in RETIRED_KEYS:
+                notes[f"{directory / file}: {retired.partition(':')[2]} is not read: {RETIRED_KEYS[retired]}"] = None
+                continue
             if key not in known:
                 raise SettingsError(f"{directory / file}: unknown key {key}; known: {', '.join(sorted(known))}")
             stages[f"{file}:{key}"] = value
-    return Config(str(directory), resolved, stages)
+    return Config(str(directory), resolved, stages, tuple(notes))
 
 
 def _resolve_profile(path: Path, profiles: Mapping[str, Any], name: str, values: Any) -> dict[str, Any]:
@@ -272,7 +287,7 @@ def resolve(
         values.setdefault(spec.section, {})[spec.name] = parse_value(spec, value, source)
         sources[spec.name] = source
     sections = {f.name: SECTIONS[f.name](**values[f.name]) for f in dataclasses.fields(Settings)}
-    return ResolvedSettings(Settings(**sections), sources, chosen)
+    return ResolvedSettings(Settings(**sections), sources, chosen, config.notes)
 
 
 def _pick(

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cleanup import schemas
+from cleanup.algorithms.similarity_scale import SimilarityScale
 from cleanup.conservation import check_conservation
 from cleanup.episode import Episode
 from cleanup.errors import ArtifactError, InvariantError, VideoError
@@ -44,6 +45,7 @@ class RunContext:
         model: Name of the recogniser, or None where the run loads none.
         run_many: Runs independent parts of a large computation side by side.
         hold_people: Called before the Facebank is read for changes that will be written.
+        calibration: The model's scale as it was measured on photos, or None.
     """
 
     settings: Settings
@@ -55,24 +57,26 @@ class RunContext:
     model: str | None
     run_many: RunMany = run_in_turn
     hold_people: Callable[[], None] = lambda: None
+    calibration: SimilarityScale | None = None
 
 
 Phase = Callable[[Episode, RunContext, ReportItems], tuple[Episode, dict[str, Any]]]
 
 
 def _split_tracks(episode: Episode, context: RunContext, report: ReportItems) -> tuple[Episode, dict[str, Any]]:
-    return split_tracks(episode, context.settings.split_tracks, report)
+    return split_tracks(episode, context.settings.split_tracks, report, context.calibration)
 
 
 def _reembed(episode: Episode, context: RunContext, report: ReportItems) -> tuple[Episode, dict[str, Any]]:
     assert context.video is not None and context.model is not None
     settings = context.settings
-    return reembed(episode, settings.reembed, settings.pooling, context.model, context.video.height, report)
+    height, known = context.video.height, context.calibration
+    return reembed(episode, settings.reembed, settings.pooling, context.model, height, report, known)
 
 
 def _recluster(episode: Episode, context: RunContext, report: ReportItems) -> tuple[Episode, dict[str, Any]]:
     settings = context.settings
-    return recluster(episode, settings.recluster, settings.pooling, report, context.run_many)
+    return recluster(episode, settings.recluster, settings.pooling, report, context.run_many, context.calibration)
 
 
 def _group_clusters(episode: Episode, context: RunContext, report: ReportItems) -> tuple[Episode, dict[str, Any]]:

@@ -17,14 +17,22 @@ DEFAULT_PROFILE = "balanced"
 PROFILE_VARIABLE = "SCREENALYTICS_PERF_PROFILE"
 
 
+# Keys of earlier files that nothing reads any more, and why; a file that holds them is read all the same.
+RETIRED_KEYS = {
+    "clustering.yaml:singleton_merge": "singletons get no second look any more: the cut is placed where they join",
+    "tracking.yaml:new_track_thresh": "faces that agree with each other are a person, however sure the detector was",
+}
+
+
 @dataclass(frozen=True)
 class Threshold:
-    """A similarity threshold that may be placed from the episode's own evidence.
+    """A similarity threshold that is carried over to the scale of the model at hand.
 
     Attributes:
-        value: The number: what holds if ``is_auto`` is false, or if there is too little evidence.
-        is_auto: Whether the threshold is placed; it is unless a number is given on the command line, in a request or
-            in the environment. ``auto`` may be given there as well.
+        value: If ``is_auto``, a place on the model's scale: 0 is what two people look like, 1 a face and itself.
+            Otherwise a cosine.
+        is_auto: Whether the threshold is carried over; it is unless a number is given on the command line, in a request
+            or in the environment. ``auto`` may be given there as well.
     """
 
     value: float
@@ -224,13 +232,6 @@ class SplitTracksSettings:
         at_most=1.0,
         option=True,
     )
-    new_track_thresh: float = _setting(
-        0.60,
-        "confidence that some box of a new piece shorter than a second must reach",
-        yaml="tracking.yaml:new_track_thresh",
-        at_least=0.0,
-        at_most=1.0,
-    )
 
 
 @dataclass(frozen=True)
@@ -364,7 +365,7 @@ class ReclusterSettings:
     """Clustering of tracks into identities."""
 
     cluster_thresh: Threshold = _setting(
-        Threshold(0.52),
+        Threshold(0.25),
         "mean cosine similarity down to which clusters are joined",
         env="CLEANUP_CLUSTER_THRESH",
         yaml="clustering.yaml:cluster_thresh",
@@ -381,52 +382,12 @@ class ReclusterSettings:
         option=True,
     )
     min_identity_sim: Threshold = _setting(
-        Threshold(0.45),
+        Threshold(0.25),
         "similarity to its cluster's centroid that a track must reach, else it is ejected",
         yaml="clustering.yaml:min_identity_sim",
         at_least=-1.0,
         at_most=1.0,
         option=True,
-    )
-    singleton_merge_enabled: bool = _setting(
-        True, "whether singletons get a second look", yaml="clustering.yaml:singleton_merge.enabled"
-    )
-    singleton_trigger: float = _setting(
-        0.40,
-        "share of singletons above which they get a second look",
-        yaml="clustering.yaml:singleton_merge.trigger_singleton_frac",
-        at_least=0.0,
-        at_most=1.0,
-    )
-    singleton_similarity: float = _setting(
-        0.55,
-        "similarity to a centroid from which a singleton joins it",
-        yaml="clustering.yaml:singleton_merge.similarity_thresh",
-        at_least=-1.0,
-        at_most=1.0,
-    )
-    singleton_fallback_delta: float = _setting(
-        0.08,
-        "how much lower the limit is in each further round",
-        yaml="clustering.yaml:singleton_merge.fallback_delta",
-        at_least=0.0,
-        at_most=1.0,
-    )
-    singleton_neighbours: int = _setting(
-        30,
-        "nearest centroids a singleton is compared with",
-        yaml="clustering.yaml:singleton_merge.neighbor_top_k",
-        at_least=1,
-    )
-    singleton_min_tracks: int = _setting(
-        2,
-        "tracks a cluster made of singletons must reach",
-        yaml="clustering.yaml:singleton_merge.min_tracks_per_merged_cluster",
-        at_least=2,
-        unit="tracks",
-    )
-    singleton_max_rounds: int = _setting(
-        2, "rounds of the second look", yaml="clustering.yaml:singleton_merge.max_singleton_merge_iters", at_least=0
     )
     max_singleton_fraction: float = _setting(
         0.30,

@@ -2,8 +2,9 @@
 
 A gate in the manner of ByteTrack-style trackers (similarity to a running prototype, hard and soft limits, box overlap)
 proposes candidates. A proposal alone proves nothing: one blurred, covered or turned face makes the similarity fall as
-well. So the candidates only cut the track into segments; adjacent segments that show the same person are joined again,
-and short segments whose faces cannot be trusted never stand between two people.
+well. So the candidates only cut the track into segments; adjacent segments that show the same person are joined again.
+How far a face can be trusted is measured by the best of its track, which may be another person's. So a segment of faces
+that are worse than those is somebody only if they agree with each other and look like nobody beside them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from cleanup.algorithms.face_quality import estimate_trust
 _N_LOCAL = 5
 # A segment speaks for a person of its own with this much summed trust: two good samples that agree.
 _MIN_SUPPORT = 1.5
-# A run of untrusted samples is taken for a burst of blur or an occlusion up to this length; longer ones are somebody.
+# Beside one person only, a run of untrusted samples is taken for blur or an occlusion up to this length.
 _MAX_BURST_S = 1.0
 
 
@@ -36,6 +37,8 @@ class GateThresholds:
         min_iou: Overlap of consecutive boxes below which a change is proposed.
         prototype_momentum: Share of the old prototype kept at each update.
         same_person: Similarity of what lies before and after from which a proposal is refused.
+        strangers: Similarity below which two stretches are no more alike than two people are.
+        coherent: Mean similarity from which the samples of a stretch agree with each other.
     """
 
     hard: float
@@ -44,6 +47,8 @@ class GateThresholds:
     min_iou: float
     prototype_momentum: float
     same_person: float
+    strangers: float
+    coherent: float
 
 
 @dataclass(frozen=True)
@@ -151,8 +156,14 @@ class _Track:
     """
 
     def __init__(
-        self, embeddings: NDArray[np.floating], times_s: NDArray[np.floating], trust: NDArray[np.floating]
+        self,
+        embeddings: NDArray[np.floating],
+        times_s: NDArray[np.floating],
+        trust: NDArray[np.floating],
+        thresholds: GateThresholds,
     ) -> None:
+        self._strangers, self._coherent = thresholds.strangers, thresholds.coherent
+        self.limit = min(thresholds.same_person, thresholds.hard)
         self.embeddings = np.asarray(embeddings, np.float64)
         self.times_s = np.asarray(times_s, np.float64)
         self.trust = np.asarray(trust, np.float64)
@@ -180,9 +191,37 @@ class _Track:
     def support(self, segment: _Segment) -> float:
         return float(self.trust[segment.start : segment.stop].sum())
 
+    def is_trusted(self, segment: _Segment) -> bool:
+        """Whether its faces, measured by the best of the track, are good enough to speak for themselves."""
+        return self.support(segment) >= _MIN_SUPPORT
+
     def stands_alone(self, segment: _Segment) -> bool:
+        """Whether a segment is a person of its own, and no burst of blur and no occlusion of those beside it.
+
+        Between two stretches of one person a short segment is such a burst, and a long one unless its faces agree with
+        each other and look like nobody beside them. Elsewhere a long one stands, and a short one whose faces do so.
+        """
+        before, after = segment.before, segment.after
+        if self.is_trusted(segment) or (before is None and after is None):
+            return True
+        is_between = before is not None and after is not None and self.similarity(before, after) >= self.limit
         is_long = len(segment) >= 2 and self.duration_s(segment) >= _MAX_BURST_S
-        return is_long or self.support(segment) >= _MIN_SUPPORT
+        if is_long != is_between:
+            return is_long
+        return self._agrees(segment) and self._looks_like_nobody(segment)
+
+    def _agrees(self, segment: _Segment) -> bool:
+        n_samples = len(segment)
+        if n_samples < 2:
+            return False
+        total = self.embeddings[segment.start : segment.stop].sum(axis=0)
+        return bool((total @ total - n_samples) / (n_samples * (n_samples - 1)) >= self._coherent)
+
+    def _looks_like_nobody(self, segment: _Segment) -> bool:
+        before, after = segment.before, segment.after
+        return (before is None or self.similarity(before, segment) < self._strangers) and (
+            after is None or self.similarity(segment, after) < self._strangers
+        )
 
     def similarity(self, before: _Segment, after: _Segment) -> float:
         """The higher of two views: the samples next to the boundary, and the segments as a whole."""
@@ -257,7 +296,7 @@ def find_changes(samples: GateSamples, thresholds: GateThresholds) -> list[Candi
         # Trust is relative to what a track reaches, so each piece is measured by what it reaches itself.
         trust = estimate_trust(piece.norms, piece.sharpness)
         proposals = propose_candidates(piece.embeddings, piece.boxes, thresholds)
-        candidates = _judge(_Track(piece.embeddings, piece.times_s, trust), proposals, thresholds)
+        candidates = _judge(_Track(piece.embeddings, piece.times_s, trust, thresholds), proposals)
         for candidate in candidates:
             index = start + candidate.index
             if index not in found or candidate.is_split:
@@ -268,11 +307,10 @@ def find_changes(samples: GateSamples, thresholds: GateThresholds) -> list[Candi
     return [found[i] for i in sorted(found)]
 
 
-def _judge(track: _Track, proposals: list[tuple[int, str]], thresholds: GateThresholds) -> list[Candidate]:
+def _judge(track: _Track, proposals: list[tuple[int, str]]) -> list[Candidate]:
     """Joins the segments between proposals, the most similar first, until only changes of person are left."""
-    limit = min(thresholds.same_person, thresholds.hard)
     refused: list[Candidate] = []
-    segments = _absorb_bursts(track, track.cut(proposals), limit, refused)
+    segments = _absorb_bursts(track, track.cut(proposals), refused)
     # Similarity (negative), first sample of the second segment, a number that decides ties, and the two with their
     # lengths: a pair of which one has grown or gone since then is passed over.
     pairs: list[tuple[float, int, int, _Segment, int, _Segment, int]] = []
@@ -289,7 +327,7 @@ def _judge(track: _Track, proposals: list[tuple[int, str]], thresholds: GateThre
         negative, _, _, first, n_first, second, n_second = heapq.heappop(pairs)
         if len(first) != n_first or len(second) != n_second:
             continue
-        if -negative < limit:
+        if -negative < track.limit:
             break
         refused.append(Candidate(second.start, second.reason, -negative, is_split=False))
         first.absorb(second)
@@ -300,24 +338,25 @@ def _judge(track: _Track, proposals: list[tuple[int, str]], thresholds: GateThre
     return sorted(confirmed + refused, key=lambda c: c.index)
 
 
-def _absorb_bursts(track: _Track, segments: list[_Segment], limit: float, refused: list[Candidate]) -> list[_Segment]:
+def _absorb_bursts(track: _Track, segments: list[_Segment], refused: list[Candidate]) -> list[_Segment]:
     """Gives segments that cannot stand alone to their neighbours, the weakest first; gives those that are left."""
-    weak: list[tuple[float, int, int, _Segment]] = []
+    weak: list[tuple[float, int, int, int, _Segment]] = []
+    numbers = count()
 
-    def offer(segment: _Segment) -> None:
-        if not track.stands_alone(segment):
-            heapq.heappush(weak, (track.support(segment), len(segment), segment.start, segment))
+    def offer(segment: _Segment | None) -> None:
+        if segment is not None and not track.is_trusted(segment):
+            heapq.heappush(weak, (track.support(segment), len(segment), segment.start, next(numbers), segment))
 
     for segment in segments:
         offer(segment)
     while weak:
-        _, length, start, burst = heapq.heappop(weak)
-        # A segment that has grown is there once more.
-        if (len(burst), burst.start) != (length, start):
+        _, length, start, _, burst = heapq.heappop(weak)
+        # A segment that has grown is there once more, and so are those whose neighbours have changed.
+        if (len(burst), burst.start) != (length, start) or length == 0 or track.stands_alone(burst):
             continue
         before, after = burst.before, burst.after
         if before is not None and after is not None:
-            grown = _share_out(track, burst, before, after, limit, refused)
+            grown = _share_out(track, burst, before, after, refused)
         elif before is not None:
             refused.append(Candidate(burst.start, burst.reason, track.similarity(before, burst), is_split=False))
             before.absorb(burst)
@@ -328,17 +367,17 @@ def _absorb_bursts(track: _Track, segments: list[_Segment], limit: float, refuse
             grown = [burst]
         else:
             break
-        for segment in grown:
-            offer(segment)
+        for near in (grown[0].before, *grown, grown[-1].after):
+            offer(near)
     return [s for s in segments if len(s)]
 
 
 def _share_out(
-    track: _Track, burst: _Segment, before: _Segment, after: _Segment, limit: float, refused: list[Candidate]
+    track: _Track, burst: _Segment, before: _Segment, after: _Segment, refused: list[Candidate]
 ) -> list[_Segment]:
     """Divides a burst between its neighbours, or joins all three if they are one person; gives what has grown."""
     similarity = track.similarity(before, after)
-    if similarity >= limit:
+    if similarity >= track.limit:
         refused.append(Candidate(burst.start, burst.reason, similarity, is_split=False))
         before.absorb(burst)
         before.absorb(after)

@@ -37,8 +37,8 @@ class AgreementScale:
         full: Cosine from which it agrees fully.
     """
 
-    none: float = 0.20
-    full: float = 0.70
+    none: float
+    full: float
 
     def rate(self, similarity: NDArray[np.floating]) -> NDArray[np.float64]:
         """Agreement 0..1 of cosines."""

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from cleanup import schemas
 from cleanup.algorithms import face_quality
-from cleanup.algorithms.threshold_evidence import ThresholdChoice, place_threshold
+from cleanup.algorithms.similarity_scale import SimilarityScale, ThresholdChoice, place_threshold
 from cleanup.episode import Episode, format_face_id
 from cleanup.errors import ArtifactError
-from cleanup.phases.evidence import gather_gate_evidence
+from cleanup.phases.model_scale import measure_face_scale
 from cleanup.phases.track_samples import group_rows, pool_tracks
 from cleanup.progress import ReportItems, ignore_items
 from cleanup.settings import PoolingSettings, ReembedSettings
@@ -34,8 +34,8 @@ _VALUE_OF_REASON = {
 }
 
 
-# Where agreement with the track's consensus lies between the end of "two people" and the beginning of "one person".
-_AGREEMENT_POSITION, _FULL_POSITION = 0.25, 0.80
+# Where agreement with the track's consensus begins to count on the scale of the model, and from where it is full.
+_NO_AGREEMENT_POSITION, _FULL_AGREEMENT_POSITION = 0.20, 0.70
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def reembed(
     model: str,
     frame_height: int,
     report: ReportItems = ignore_items,
+    known: SimilarityScale | None = None,
 ) -> tuple[Episode, dict[str, Any]]:
     """Replaces every face's embedding and quality by what the pass over the pixels saw.
 
@@ -86,13 +87,14 @@ def reembed(
         model: Name of the recogniser the observations were made with.
         frame_height: Lines of the video, for the size gate.
         report: Told how many tracks are done.
+        known: What is known of the model's scale from elsewhere.
 
     Returns:
         The episode and the phase's part of the report.
     """
     if episode.observations is None:
         raise ArtifactError(f"{episode.ep_id}: reembed needs the video, and there was no pass over it")
-    judged = _judge(episode, settings, frame_height)
+    judged = _judge(episode, settings, frame_height, known)
     face_rows = schemas.face_rows(episode.faces)
     face_at = {(r["track_id"], r["frame_idx"]): i for i, r in enumerate(face_rows)}
     kept: dict[int, str | None] = {}
@@ -123,7 +125,7 @@ def reembed(
     }
 
 
-def _judge(episode: Episode, settings: ReembedSettings, frame_height: int) -> _Judged:
+def _judge(episode: Episode, settings: ReembedSettings, frame_height: int, known: SimilarityScale | None) -> _Judged:
     assert episode.observations is not None
     table = episode.observations.filter(episode.observations["is_sampled"])
     n_faces = len(table)
@@ -133,7 +135,7 @@ def _judge(episode: Episode, settings: ReembedSettings, frame_height: int) -> _J
     embeddings = np.zeros((n_faces, episode.observations.schema.field("embedding").type.list_size), np.float32)
     embeddings[is_embedded] = schemas.embeddings_of(table.filter(table["embedding"].is_valid()))
     trust, agreement = np.zeros(n_faces), np.zeros(n_faces)
-    placed = _place_agreement(episode, settings)
+    placed = _place_agreement(episode, settings, known)
     parts["occlusion"] = np.zeros(n_faces)
     for _, rows in group_rows(schemas.ints_of(table, "track_id")):
         rows = rows[is_embedded[rows]]
@@ -166,15 +168,11 @@ def _judge(episode: Episode, settings: ReembedSettings, frame_height: int) -> _J
     return _Judged(table, embeddings, parts, reasons, placed)
 
 
-def _place_agreement(episode: Episode, settings: ReembedSettings) -> _PlacedAgreement:
-    evidence = gather_gate_evidence(episode)
-    chosen = place_threshold(
-        evidence, _AGREEMENT_POSITION, settings.min_agreement.value, is_auto=settings.min_agreement.is_auto
-    )
-    if evidence.explain_shortage() is not None:
-        return _PlacedAgreement(face_quality.AgreementScale(), chosen)
-    none, full = evidence.different_high, evidence.same_low
-    return _PlacedAgreement(face_quality.AgreementScale(none, none + _FULL_POSITION * (full - none)), chosen)
+def _place_agreement(episode: Episode, settings: ReembedSettings, known: SimilarityScale | None) -> _PlacedAgreement:
+    scale = measure_face_scale(episode, known)
+    limit = place_threshold(scale, settings.min_agreement.value, is_auto=settings.min_agreement.is_auto)
+    agreement = face_quality.AgreementScale(scale.at(_NO_AGREEMENT_POSITION), scale.at(_FULL_AGREEMENT_POSITION))
+    return _PlacedAgreement(agreement, limit)
 
 
 def _select(

@@ -1,8 +1,8 @@
 """What two tracks that share a frame are to each other: two people, or a question.
 
-A pair that is about as alike as one person may be one person seen twice (a mirror, a screen, a split screen, a poster)
-or twins. No machine can tell, so it is no evidence of what two people look like and keeps no other tracks apart. Both
-are kept apart until a person says what they are.
+A pair that is as alike as one person mostly is from shot to shot may be one person seen twice (a mirror, a screen, a
+split screen, a poster) or twins. No machine can tell, so it keeps no other tracks apart. Both are kept apart until a
+person says what they are.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import numpy as np
 from cleanup import schemas
 from cleanup.algorithms.embedding_pooling import PooledTrack
 from cleanup.algorithms.frame_sampling import find_roots
-from cleanup.algorithms.threshold_evidence import Evidence
+from cleanup.algorithms.similarity_scale import SEEN_TWICE_POSITION, SimilarityScale
 from cleanup.episode import Episode
-from cleanup.phases.evidence import gather_cluster_evidence
 from cleanup.phases.human_verdicts import read_verdicts
 from cleanup.phases.identity_rows import (
     find_named_people,
     find_shared_frames,
     is_human_named,
 )
+from cleanup.phases.model_scale import measure_track_scale
 from cleanup.phases.track_samples import group_rows
 
 Pair = tuple[int, int]
@@ -43,7 +43,7 @@ class SeenTogether:
         alike: Pair -> cosine of their vectors, where they may be one person; here the track is first that is the person
             rather than a picture of them. Nobody said that they are one.
         told_apart: Those of them of which a person said that they are two people.
-        evidence: Of the episode, and the limit that makes a question.
+        scale: Of the model's similarities.
         warnings: A sentence for each verdict in the files that could not be obeyed.
     """
 
@@ -51,7 +51,7 @@ class SeenTogether:
     apart: frozenset[Pair]
     alike: Mapping[Pair, float]
     told_apart: frozenset[Pair]
-    evidence: Evidence
+    scale: SimilarityScale
     warnings: list[str]
 
 
@@ -81,26 +81,28 @@ class Question:
         }
 
 
-def judge_shared_frames(episode: Episode, pooled: Mapping[int, PooledTrack]) -> SeenTogether:
+def judge_shared_frames(
+    episode: Episode, pooled: Mapping[int, PooledTrack], known: SimilarityScale | None = None
+) -> SeenTogether:
     """Tells two people who are seen together from what only a person can tell."""
     n_frames, verdicts = find_shared_frames(episode), read_verdicts(episode)
     tracks = episode.tracks["track_id"].to_pylist()
     named = dict(zip(tracks, find_named_people(episode, tracks).tolist(), strict=True))
     pairs = sorted(n_frames.keys() - verdicts.one_person)
-    evidence = gather_cluster_evidence(episode, pooled, pairs)
+    scale = measure_track_scale(pooled, pairs, known)
     similarity = {
         (a, b): float(pooled[a].vector @ pooled[b].vector)
         for a, b in pairs
         if a in pooled and b in pooled and (named[a] == named[b] or min(named[a], named[b]) < 0)
     }
-    alike = {pair for pair, value in similarity.items() if value > evidence.seen_twice_limit}
+    alike = {pair for pair, value in similarity.items() if value > scale.at(SEEN_TWICE_POSITION)}
     ordered = _put_originals_first(episode, alike)
     return SeenTogether(
         n_frames=n_frames,
         apart=frozenset(set(pairs) - alike),
         alike={pair: similarity[min(pair), max(pair)] for pair in ordered},
         told_apart=frozenset(pair for pair in ordered if (min(pair), max(pair)) in verdicts.two_people),
-        evidence=evidence,
+        scale=scale,
         warnings=verdicts.odd,
     )
 

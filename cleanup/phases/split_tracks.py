@@ -12,15 +12,13 @@ from numpy.typing import NDArray
 
 from cleanup import schemas
 from cleanup.algorithms.appearance_gate import Candidate, compute_consecutive_iou
+from cleanup.algorithms.similarity_scale import SimilarityScale
 from cleanup.episode import Episode
 from cleanup.phases.gate import find_track_changes, place_gate
 from cleanup.phases.human_verdicts import inherit_verdicts
 from cleanup.phases.track_samples import TrackSamples, group_rows, iterate_samples
 from cleanup.progress import ReportItems, ignore_items
 from cleanup.settings import SplitTracksSettings
-
-# A piece that lasts this long is somebody, however unsure the detector was.
-_SURE_DURATION_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,10 @@ class _Boundary:
 
 
 def split_tracks(
-    episode: Episode, settings: SplitTracksSettings, report: ReportItems = ignore_items
+    episode: Episode,
+    settings: SplitTracksSettings,
+    report: ReportItems = ignore_items,
+    known: SimilarityScale | None = None,
 ) -> tuple[Episode, dict[str, Any]]:
     """Splits tracks; every face and box of a parent ends up in exactly one piece.
 
@@ -43,6 +44,7 @@ def split_tracks(
         episode: With observations; without them the gate works on what faces.jsonl holds.
         settings: The gate's settings.
         report: Told how many tracks are done.
+        known: What is known of the model's scale from elsewhere.
 
     Returns:
         The episode and the phase's part of the report.
@@ -51,10 +53,10 @@ def split_tracks(
     decisions: list[dict[str, Any]] = []
     boxes = _BoxesOfTracks(episode)
     samples = list(iterate_samples(episode)) if settings.gate_enabled else []
-    gate = place_gate(episode, settings)
+    gate = place_gate(episode, settings, known)
     for i, track in enumerate(samples):
         candidates = find_track_changes(track, gate.thresholds)
-        boundaries = _place_boundaries(track, candidates, boxes, settings.new_track_thresh, decisions)
+        boundaries = _place_boundaries(track, candidates, boxes, decisions)
         if boundaries:
             changes[track.track_id] = boundaries
         report(i + 1, len(samples))
@@ -71,44 +73,32 @@ def split_tracks(
 
 
 class _BoxesOfTracks:
-    """Frames, boxes and confidences of each track's boxes, in time order."""
+    """Frames and boxes of each track, in time order."""
 
     def __init__(self, episode: Episode) -> None:
         table = episode.boxes
         self._frames = schemas.ints_of(table, "frame_idx")
         self._boxes = schemas.matrix_of(table["bbox"], 4)
-        self._confidence = schemas.floats_of(table, "confidence")
         self._rows = dict(group_rows(schemas.ints_of(table, "track_id")))
 
-    def of(self, track_id: int) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    def of(self, track_id: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         rows = self._rows.get(track_id, np.zeros(0, np.intp))
-        return self._frames[rows], self._boxes[rows], self._confidence[rows]
+        return self._frames[rows], self._boxes[rows]
 
 
 def _place_boundaries(
     track: TrackSamples,
     candidates: list[Candidate],
     all_boxes: _BoxesOfTracks,
-    min_confidence: float,
     decisions: list[dict[str, Any]],
 ) -> list[_Boundary]:
     """Turns confirmed candidates into first frames of pieces, and keeps a line for the report on every candidate."""
-    frames, boxes, confidence = all_boxes.of(track.track_id)
-    ends = [*[c.index for c in candidates if c.is_split][1:], len(track.frames)]
+    frames, boxes = all_boxes.of(track.track_id)
     boundaries: list[_Boundary] = []
     for candidate in candidates:
         frame_idx = int(track.frames[candidate.index])
-        is_split = candidate.is_split
-        if is_split:
+        if candidate.is_split:
             frame_idx = _first_frame_of_piece(int(track.frames[candidate.index - 1]), frame_idx, frames, boxes)
-            end = ends.pop(0)
-            last_frame = int(track.frames[end - 1])
-            inside = confidence[(frames >= frame_idx) & (frames <= last_frame)]
-            times = track.gate.times_s
-            is_short = times[end - 1] - times[candidate.index] < _SURE_DURATION_S
-            # A piece is a new track: a short one is born only from a face the detector is sure of.
-            is_split = not (is_short and np.isfinite(inside).any() and np.nanmax(inside) < min_confidence)
-        if is_split:
             boundaries.append(_Boundary(frame_idx, candidate.reason))
         decisions.append(
             {
@@ -116,7 +106,7 @@ def _place_boundaries(
                 "frame_idx": frame_idx,
                 "reason": candidate.reason,
                 "similarity": round(candidate.similarity, 4),
-                "split": is_split,
+                "split": candidate.is_split,
             }
         )
     return boundaries

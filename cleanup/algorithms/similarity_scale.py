@@ -1,0 +1,160 @@
+"""Where a model's similarities begin: what two different people look like to it, learned from the episode itself.
+
+Models differ in scale. Two people are at a cosine of 0 with one, at 0.4 or 0.85 with another; one person is at 1 with
+all of them. So thresholds are said on a scale on which strangers are at 0 and a face and itself at 1, and are carried
+over to the cosines of the model at hand. What strangers look like is the median of the pairs that are two people, and
+an episode shows thousands of them: tracks in one frame, and tracks of different clusters. It does not show what one
+person looks like in two shots: the samples of one track are of one light and one pose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cleanup.algorithms.average_linkage import Conflicts, cluster_tracks
+
+# Positions on the scale. Means over two clusters of one person come down to about a quarter of the way, means over two
+# people stay below it, whatever the model; single pairs of strangers reach 0.2 and, one in a thousand, a half.
+CUT_POSITION = 0.25
+SEEN_TWICE_POSITION = 0.50
+# Fewer pairs in one frame are anecdotes; a third of them may be one person seen twice without changing their quartile.
+_MIN_TOGETHER = 6
+# People between whom strangers are measured: below three a single pair of people decides.
+_MIN_CLUSTERS, _MIN_PAIRS = 3, 12
+# Strangers lie close to each other on the scale: their lower tail, measured from the quartile and from the median, is
+# no longer than this. Pairs of one person, or of one person and of two, spread over half of it.
+_MAX_QUARTILE_TAIL, _MAX_MEDIAN_TAIL = 0.25, 0.30
+_MIN_TRACKS = 8
+_MAX_ROUNDS, _TOLERANCE = 6, 1e-3
+# Tracks that are compared with each other; more tell nothing more.
+_MAX_TRACKS = 1500
+
+EPISODE, CALIBRATION, ASSUMED = "episode", "calibration", "assumed"
+
+
+@dataclass(frozen=True)
+class SimilarityScale:
+    """The similarities of a model.
+
+    Attributes:
+        strangers: Median cosine of two different people.
+        source: ``episode``, ``calibration`` (measured on photos of known people) or ``assumed``: nothing tells, and
+            strangers are taken to be at 0.
+        n_pairs: Pairs the median is of.
+    """
+
+    strangers: float = 0.0
+    source: str = ASSUMED
+    n_pairs: int = 0
+
+    def at(self, position: float) -> float:
+        """The cosine at a place on the scale: 0 is strangers, 1 is a face and itself."""
+        return self.strangers + position * (1.0 - self.strangers)
+
+    def width(self, position: float) -> float:
+        """The difference of cosines that a difference on the scale is."""
+        return position * (1.0 - self.strangers)
+
+    def position_of(self, cosine: float) -> float:
+        """The place of a cosine on the scale."""
+        return (cosine - self.strangers) / max(1.0 - self.strangers, 1e-6)
+
+    def describe(self) -> dict[str, Any]:
+        """For the report."""
+        return {"strangers": round(self.strangers, 4), "source": self.source, "pairs": self.n_pairs}
+
+
+@dataclass(frozen=True)
+class ThresholdChoice:
+    """A threshold and how it came about.
+
+    Attributes:
+        value: The cosine.
+        source: ``explicit``, or the source of the scale.
+        reason: In words.
+    """
+
+    value: float
+    source: str
+    reason: str
+
+    def describe(self) -> dict[str, Any]:
+        """For the report."""
+        return {"value": round(self.value, 4), "source": self.source, "reason": self.reason}
+
+
+_REASONS = {
+    EPISODE: "{position:g} of the way from {strangers:.3f} (two people of this episode) to 1",
+    CALIBRATION: "{position:g} of the way from {strangers:.3f} (two people on photos) to 1; the episode shows too few",
+    ASSUMED: "{position:g}, as configured: the episode shows too few people to tell the model's scale",
+}
+
+
+def place_threshold(scale: SimilarityScale, position: float, *, is_auto: bool) -> ThresholdChoice:
+    """A threshold on a model's scale; a number that was given explicitly is a cosine and is obeyed as it is."""
+    if not is_auto:
+        return ThresholdChoice(position, "explicit", "given explicitly")
+    reason = _REASONS[scale.source].format(position=position, strangers=scale.strangers)
+    return ThresholdChoice(round(scale.at(position), 4), scale.source, reason)
+
+
+def measure_scale(
+    vectors: NDArray[np.floating], together: NDArray[np.int64], calibrated: SimilarityScale | None = None
+) -> SimilarityScale:
+    """Measures what two people look like, from the vectors of an episode's tracks.
+
+    Tracks are clustered, the median over the pairs of different clusters is taken for strangers, the cut moves with it,
+    and so on until nothing changes. Pairs in one frame, of which most are two people, say where to begin; where there
+    are few, all pairs do. Both are believed only if they lie as close together as strangers do.
+
+    Args:
+        vectors: Unit rows, one per track, shape (n, d).
+        together: Index pairs of tracks that share a frame, shape (m, 2).
+        calibrated: What is known of the model from elsewhere; holds where the episode tells nothing.
+    """
+    known = calibrated or SimilarityScale()
+    chosen = np.unique(np.linspace(0, len(vectors) - 1, min(len(vectors), _MAX_TRACKS)).astype(np.int64))
+    if len(chosen) < _MIN_CLUSTERS:
+        return known
+    rows = np.asarray(vectors, np.float64)[chosen]
+    place = np.full(len(vectors), -1)
+    place[chosen] = np.arange(len(chosen))
+    pairs = place[together.reshape(-1, 2)]
+    pairs = pairs[(pairs >= 0).all(axis=1)]
+    cosines = (rows @ rows.T).round(6)
+    beside = cosines[pairs[:, 0], pairs[:, 1]]
+    first, second = np.triu_indices(len(rows), 1)
+    everything = cosines[first, second]
+    scale = SimilarityScale(_find_start(beside, everything, len(rows), known))
+    measured = known
+    for _ in range(_MAX_ROUNDS):
+        walls = Conflicts.of(map(tuple, pairs[beside <= scale.at(SEEN_TWICE_POSITION)].tolist()))
+        labels = cluster_tracks(rows, scale.at(CUT_POSITION), walls).labels
+        apart = everything[labels[first] != labels[second]]
+        if labels.max() + 1 < _MIN_CLUSTERS or len(apart) < _MIN_PAIRS:
+            return known
+        measured = SimilarityScale(float(np.median(apart)), EPISODE, len(apart))
+        if abs(measured.strangers - scale.strangers) < _TOLERANCE:
+            break
+        scale = measured
+    return measured
+
+
+def _find_start(
+    beside: NDArray[np.float64], everything: NDArray[np.float64], n_tracks: int, known: SimilarityScale
+) -> float:
+    """A first guess of what strangers look like, rather too low than too high."""
+    if len(beside) >= _MIN_TOGETHER and _is_tight(beside, 25, _MAX_QUARTILE_TAIL):
+        return float(np.percentile(beside, 25))
+    if known.source == ASSUMED and n_tracks >= _MIN_TRACKS and _is_tight(everything, 50, _MAX_MEDIAN_TAIL):
+        return float(np.median(everything))
+    return known.strangers
+
+
+def _is_tight(cosines: NDArray[np.float64], percentile: int, max_tail: float) -> bool:
+    low, middle = np.percentile(cosines, (10, percentile))
+    return bool(middle - low <= max_tail * (1.0 - middle))
