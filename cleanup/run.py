@@ -94,7 +94,8 @@ def _group_clusters(episode: Episode, context: RunContext, report: ReportItems) 
     settings = context.settings
     # What crosses to another process is the episode without its observations: grouping needs only the faces.
     slim = episode.replace(observations=None, detections=None, stored_faces=None)
-    arguments = (slim, settings.group_clusters, settings.pooling, context.show, model, context.facebank)
+    arguments = (slim, settings.group_clusters, settings.pooling, context.show, model, context.facebank,
+                 context.calibration)  # fmt: skip
     if context.engine is None:
         grouped, outcome = group_clusters(*arguments)
     else:

@@ -428,8 +428,8 @@ class GroupClustersSettings:
         option=True,
     )
     show: str = _setting("", "show whose people are looked up; empty takes it from the episode id", option=True)
-    facebank_similarity: float = _setting(
-        0.40,
+    facebank_similarity: Threshold = _setting(
+        Threshold(0.40),
         "similarity to a seed from which an identity is named",
         env="CLEANUP_FACEBANK_SIMILARITY",
         yaml="clustering.yaml:facebank.min_similarity",
@@ -437,16 +437,16 @@ class GroupClustersSettings:
         at_most=1.0,
         option=True,
     )
-    facebank_margin: float = _setting(
-        0.10,
+    facebank_margin: Threshold = _setting(
+        Threshold(0.10),
         "lead over the second person without which a match is ambiguous",
         yaml="clustering.yaml:facebank.min_margin",
         at_least=0.0,
         at_most=2.0,
         option=True,
     )
-    person_similarity: float = _setting(
-        0.60,
+    person_similarity: Threshold = _setting(
+        Threshold(0.60),
         "similarity of two identities' centroids from which they are one person in different episodes",
         yaml="clustering.yaml:facebank.person_similarity",
         at_least=-1.0,

@@ -16,6 +16,7 @@ from cleanup.algorithms.average_linkage import Conflicts, cluster_tracks
 from cleanup.algorithms.facebank_matching import (
     ASSIGNED,
     MatchDecision,
+    MatchLimits,
     PersonSimilarity,
     decide_match,
 )
@@ -42,9 +43,7 @@ def link_people(
     names: Mapping[str, str],
     unknown_ids: frozenset[str],
     next_number: int,
-    *,
-    min_similarity: float,
-    min_margin: float,
+    limits: MatchLimits,
 ) -> dict[Key, Link]:
     """Who each open cluster is: a person whom seeds or humans know in some episode, an unknown one, or nobody.
 
@@ -53,17 +52,16 @@ def link_people(
         names: Name of every person of the show.
         unknown_ids: The ids among them that stand for people without a name.
         next_number: First number for new unknown people.
-        min_similarity: Cosine of centroids from which two clusters are one person.
-        min_margin: Lead over the second person that a match with a known one needs.
+        limits: From where two clusters are one person.
     """
     ordered = sorted(clusters, key=lambda c: c.key)
     is_given = [c.source in (SEED, HUMAN) and c.person_id is not None for c in ordered]
     given = [c for c, fixed in zip(ordered, is_given, strict=True) if fixed]
     open_clusters = [c for c, fixed in zip(ordered, is_given, strict=True) if not fixed]
-    links = _match_known(open_clusters, given, names, min_similarity, min_margin)
+    links = _match_known(open_clusters, given, names, limits)
     # Whoever comes near a known person and is not named is for a human to decide, not an unknown person.
-    rest = [c for c in open_clusters if c.is_seen and _best(links[c.key].decision) < min_similarity]
-    for cluster, person_id in _group_unknown(rest, unknown_ids, next_number, min_similarity).items():
+    rest = [c for c in open_clusters if c.is_seen and _best(links[c.key].decision) < limits.similarity]
+    for cluster, person_id in _group_unknown(rest, unknown_ids, next_number, limits.similarity).items():
         links[cluster] = Link(person_id, links[cluster].decision)
     return links
 
@@ -72,8 +70,7 @@ def _match_known(
     open_clusters: Sequence[ShowCluster],
     given: Sequence[ShowCluster],
     names: Mapping[str, str],
-    min_similarity: float,
-    min_margin: float,
+    limits: MatchLimits,
 ) -> dict[Key, Link]:
     """Matches with known people, the most similar first, so that of two that share a frame the better one gets it.
 
@@ -87,7 +84,7 @@ def _match_known(
             for person_id, similarity in compare(cluster)
             if person_id not in cluster.rejected
         ]
-        decisions[cluster.key] = decide_match(people, min_similarity=min_similarity, min_margin=min_margin)
+        decisions[cluster.key] = decide_match(people, limits)
     holders: dict[tuple[str, str], set[str]] = defaultdict(set)
     for cluster in given:
         assert cluster.person_id is not None

@@ -15,8 +15,10 @@ from cleanup.algorithms.embedding_pooling import Centroid, PooledTrack
 from cleanup.algorithms.facebank_matching import (
     AMBIGUOUS,
     ASSIGNED,
+    MIN_PROBABILITY,
     SUGGESTED,
     MatchDecision,
+    MatchLimits,
     PersonSimilarity,
     combine_seeds,
     decide_match,
@@ -24,6 +26,7 @@ from cleanup.algorithms.facebank_matching import (
     find_tier,
 )
 from cleanup.algorithms.person_linking import Link
+from cleanup.algorithms.similarity_scale import SimilarityScale, place_threshold
 from cleanup.episode import Episode
 from cleanup.interfaces import Facebank, PersonMatch
 from cleanup.names import normalise_name
@@ -44,6 +47,8 @@ from cleanup.settings import GroupClustersSettings, PoolingSettings
 Row = dict[str, Any]
 # Tracks of an identity that are asked for a vote of their own.
 _MAX_VOTERS = 8
+# Identities less alike than this, on the model's scale, are no more alike than strangers are.
+_AGREEMENT_POSITION = 0.20
 
 
 @dataclass
@@ -68,6 +73,7 @@ def group_clusters(
     show: str,
     model: str,
     facebank: Facebank,
+    known: SimilarityScale | None = None,
 ) -> tuple[Episode, dict[str, Any]]:
     """Matches every identity to the show's people, names the clear cases and merges identities of one person.
 
@@ -81,6 +87,7 @@ def group_clusters(
         show: Show whose people are looked up.
         model: Recogniser the embeddings were made with.
         facebank: The known people.
+        known: What is known of the model's scale from elsewhere.
 
     Returns:
         The episode and the phase's part of the report, ``grouping`` included; beside it, as ``plan``, what the
@@ -96,7 +103,8 @@ def group_clusters(
     asked = _vectors_to_match(rows, centroids, pooled, n_faces)
     matches = facebank.match(show, model, np.array([v for _, v in asked], np.float32)) if asked else []
     state = facebank.read_show(show, model)
-    together = judge_shared_frames(episode, pooled)
+    together = judge_shared_frames(episode, pooled, known)
+    limits = _place_limits(together.scale, settings)
     shared = together.n_frames.keys()
     # Who may be another one seen a second time takes no name from them, and is no person until somebody says so.
     doubles = {question.identity_ids[1] for question in find_questions(episode, together)}
@@ -107,28 +115,45 @@ def group_clusters(
         warnings.append(f"the Facebank has no seeds of show {show!r} for model {model}; nobody was named by a photo")
     else:
         rejected = {r["identity_id"]: find_rejected(episode.ep_id, r["track_ids"], state.rejections) for r in rows}
-        decisions, votes = _decide(asked, matches, settings, rejected)
-        _name_rows(rows, decisions, votes, find_companions(rows, shared), doubles, settings, found)
+        decisions, votes = _decide(asked, matches, limits, rejected)
+        _name_rows(rows, decisions, votes, find_companions(rows, shared), doubles, found)
     # A known person comes near, but something speaks against it: that is no unknown person.
     doubtful = doubles | {
         identity_id
         for identity_id, decision in decisions.items()
-        if decision.best is not None and decision.best.similarity >= settings.facebank_similarity
+        if decision.best is not None and decision.best.similarity >= limits.similarity
     }
     n_seen = Counter(episode.faces["track_id"].to_pylist())
     linker = EpisodeLinker(
-        show, episode.ep_id, model, state, settings, pooled, n_faces, n_seen, shared, frozenset(doubtful)
+        show,
+        episode.ep_id,
+        model,
+        state,
+        settings,
+        pooled,
+        n_faces,
+        n_seen,
+        shared,
+        together.scale,
+        frozenset(doubtful),
     )
     links = linker.link(rows, centroids)
-    _name_linked(rows, links, episode.ep_id, state, settings, found)
+    _name_linked(rows, links, episode.ep_id, state, found)
     by_hand = frozenset(read_manual_assignments(episode)[0].values())
-    rows = _merge_rows(rows, find_companions(rows, shared), by_hand, found)
+    unlike = _Unlike(centroids, together.scale.at(_AGREEMENT_POSITION))
+    rows = _merge_rows(rows, find_companions(rows, shared), by_hand, unlike, found)
     merged = episode.replace(identities=schemas.build_table(rows, schemas.IDENTITY_SCHEMA))
     centroids = compute_centroids(merged, pooled)
     plan = linker.plan(rows, centroids, links, found.reasons)
     _hide_newcomers(rows, links, state, found)
     outcome = {
         "plan": plan,
+        "thresholds": {
+            "facebank_similarity": round(limits.similarity, 4),
+            "facebank_margin": round(limits.margin, 4),
+            "probability": limits.probability,
+            "scale": together.scale.describe(),
+        },
         "clusters_grouped": sum(len(g["cluster_ids"]) for g in found.groups),
         "auto_assigned_identities": len(found.assigned),
         "ambiguous": found.ambiguous,
@@ -165,6 +190,17 @@ def group_clusters(
     return episode.replace(identities=schemas.build_table(rows, schemas.IDENTITY_SCHEMA)), outcome
 
 
+def _place_limits(scale: SimilarityScale, settings: GroupClustersSettings) -> MatchLimits:
+    """What a match with photos has to reach; of a similarity that is given, a match need not be probable as well."""
+    similarity, margin = settings.facebank_similarity, settings.facebank_margin
+    return MatchLimits(
+        similarity=place_threshold(scale, similarity.value, is_auto=similarity.is_auto).value,
+        margin=scale.width(margin.value) if margin.is_auto else margin.value,
+        probability=MIN_PROBABILITY if similarity.is_auto else 0.0,
+        scale=scale,
+    )
+
+
 def _count(rows: Sequence[Row], found: _Grouping) -> dict[str, int]:
     """What each step did, in identities: matching to photos, to other episodes, merging, and what is left."""
     return {
@@ -198,7 +234,7 @@ def _vectors_to_match(
 def _decide(
     asked: list[tuple[str, NDArray[np.float32]]],
     matches: list[PersonMatch],
-    settings: GroupClustersSettings,
+    limits: MatchLimits,
     rejected: Mapping[str, frozenset[str]],
 ) -> tuple[dict[str, MatchDecision], dict[str, list[str]]]:
     """The decision for each identity by its centroid, and the people its members clearly match."""
@@ -212,9 +248,7 @@ def _decide(
     decisions: dict[str, MatchDecision] = {}
     votes: dict[str, list[str]] = defaultdict(list)
     for place, (identity_id, _) in enumerate(asked):
-        decision = decide_match(
-            people[place], min_similarity=settings.facebank_similarity, min_margin=settings.facebank_margin
-        )
+        decision = decide_match(people[place], limits)
         if identity_id not in decisions:
             decisions[identity_id] = decision
         elif decision.status == ASSIGNED and decision.best is not None:
@@ -228,7 +262,6 @@ def _name_rows(
     votes: Mapping[str, Sequence[str]],
     companions: Mapping[str, set[str]],
     doubles: Collection[str],
-    settings: GroupClustersSettings,
     found: _Grouping,
 ) -> None:
     """Names the clear cases, the most similar first, so that of two that share a frame the better one gets the name.
@@ -256,7 +289,7 @@ def _name_rows(
         if decision.status == AMBIGUOUS:
             found.ambiguous.append(_describe_ambiguous(row, decision))
         elif decision.status == SUGGESTED:
-            found.suggestions.append(_describe_suggestion(row, best, "photo", settings.facebank_similarity))
+            found.suggestions.append(_describe_suggestion(row, decision, "photo"))
         elif decision.status == ASSIGNED:
             dissent = find_dissent(best.person_id, votes.get(row["identity_id"], ()))
             if dissent:
@@ -284,6 +317,7 @@ def _name_rows(
                     "cluster_id": row["identity_id"],
                     "person_id": best.person_id,
                     "distance": round(1 - best.similarity, 4),
+                    "probability": round(decision.probability, 4),
                     "suggested": False,
                     "seed_match": True,
                 }
@@ -295,7 +329,6 @@ def _name_linked(
     links: Mapping[tuple[str, str], Link],
     ep_id: str,
     state: ShowState,
-    settings: GroupClustersSettings,
     found: _Grouping,
 ) -> None:
     """Gives the identities that neither a seed nor a human named the people they were linked to."""
@@ -315,7 +348,7 @@ def _name_linked(
             if link.decision.status == AMBIGUOUS:
                 found.ambiguous.append(_describe_ambiguous(row, link.decision))
             elif link.decision.status == SUGGESTED or link.is_conflict:
-                found.suggestions.append(_describe_suggestion(row, best, "episode", settings.person_similarity))
+                found.suggestions.append(_describe_suggestion(row, link.decision, "episode"))
             continue
         is_unknown = link.person_id not in state.names or link.person_id in state.unknown_ids
         name = None if is_unknown else state.names[link.person_id]
@@ -355,14 +388,17 @@ def _best_similarity(decision: MatchDecision) -> float:
     return decision.best.similarity if decision.best is not None else -1.0
 
 
-def _describe_suggestion(row: Row, best: PersonSimilarity, by: str, min_similarity: float) -> Row:
+def _describe_suggestion(row: Row, decision: MatchDecision, by: str) -> Row:
     """``by``: compared with the person's seed photos, or with the person in other episodes."""
+    best = decision.best
+    assert best is not None
     return {
         "cluster_id": row["identity_id"],
         "suggested_person_id": best.person_id,
         "distance": round(1 - best.similarity, 4),
         "by": by,
-        "tier": find_tier(best.similarity, min_similarity),
+        "tier": find_tier(decision.probability),
+        "probability": round(decision.probability, 4),
     }
 
 
@@ -378,9 +414,13 @@ def _describe_ambiguous(row: Row, decision: MatchDecision) -> Row:
 
 
 def _merge_rows(
-    rows: list[Row], companions: dict[str, set[str]], by_hand: frozenset[str], found: _Grouping
+    rows: list[Row], companions: dict[str, set[str]], by_hand: frozenset[str], unlike: _Unlike, found: _Grouping
 ) -> list[Row]:
-    """Merges identities of one person, unless one is locked, they share a frame, or humans assigned tracks to both."""
+    """Merges identities of one person, unless one is locked, they share a frame, or humans assigned tracks to both.
+
+    Identities that have the name from photos or other episodes, and do not look like each other, are not merged: one of
+    the names may be wrong.
+    """
     by_person: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row["person_id"] is not None:
@@ -395,7 +435,7 @@ def _merge_rows(
             for other in members[i + 1 :]:
                 if other["identity_id"] in gone:
                     continue
-                reason = _why_apart(survivor, other, companions, by_hand)
+                reason = _why_apart(survivor, other, companions, by_hand) or unlike.explain(survivor, other)
                 if reason is not None:
                     found.protected_pairs.append(
                         {"cluster_ids": [survivor["identity_id"], other["identity_id"]], "reason": reason}
@@ -411,6 +451,21 @@ def _merge_rows(
             if len(merged) > 1:
                 found.groups.append({"cluster_ids": merged, "person_id": person_id})
     return [row for row in rows if row["identity_id"] not in gone]
+
+
+@dataclass(frozen=True)
+class _Unlike:
+    """Tells identities whose centroids are no more alike than strangers are, whatever their names say."""
+
+    centroids: Mapping[str, Centroid]
+    limit: float
+
+    def explain(self, a: Row, b: Row) -> str | None:
+        """Why two identities of one name do not agree, or None; two that people named do."""
+        known = [self.centroids[row["identity_id"]].vector for row in (a, b) if row["identity_id"] in self.centroids]
+        if len(known) < 2 or (is_human_named(a) and is_human_named(b)) or float(known[0] @ known[1]) >= self.limit:
+            return None
+        return "unlike each other"
 
 
 def _survivor_rank(row: Row, by_hand: frozenset[str]) -> tuple[bool, bool, bool, bool, int, str]:

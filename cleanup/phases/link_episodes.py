@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from cleanup.algorithms.embedding_pooling import Centroid, PooledTrack, find_views
-from cleanup.algorithms.facebank_matching import UNKNOWN, MatchDecision
+from cleanup.algorithms.facebank_matching import UNKNOWN, MatchDecision, MatchLimits
 from cleanup.algorithms.person_linking import Link, link_people
+from cleanup.algorithms.similarity_scale import SimilarityScale, measure_scale, place_threshold
 from cleanup.errors import FacebankError
 from cleanup.names import check_person_name, fold_name
 from cleanup.people import (
@@ -31,8 +32,8 @@ from cleanup.phases.identity_rows import FACEBANK_SOURCE, PERSON_SOURCE, find_co
 from cleanup.settings import GroupClustersSettings
 
 Row = dict[str, Any]
-# Tracks this alike show a person from one side.
-_SAME_VIEW = 0.70
+# Tracks this alike, on the model's scale, show a person from one side.
+_SAME_VIEW_POSITION = 0.70
 _UNKNOWN_ID = re.compile(r"unknown-(\d+)")
 
 
@@ -50,6 +51,7 @@ class EpisodeLinker:
         n_faces: Faces with an embedding by track.
         n_seen: Faces by track, with an embedding or without.
         shared: Pairs of tracks that share a frame.
+        scale: The model's scale in this episode.
         doubtful: Identities that come near a known person without being named, or may be another identity seen a second
             time; they found no unknown person.
     """
@@ -63,6 +65,7 @@ class EpisodeLinker:
     n_faces: Mapping[int, int]
     n_seen: Mapping[int, int]
     shared: Collection[tuple[int, int]]
+    scale: SimilarityScale
     doubtful: frozenset[str] = frozenset()
 
     def link(self, rows: Sequence[Row], centroids: Mapping[str, Centroid]) -> dict[tuple[str, str], Link]:
@@ -83,8 +86,7 @@ class EpisodeLinker:
             self.state.names,
             self.state.unknown_ids,
             self.state.last_unknown + 1,
-            min_similarity=self.settings.person_similarity,
-            min_margin=self.settings.facebank_margin,
+            place_limits([*own, *others], self.settings),
         )
         given = {c.key: Link(c.person_id, MatchDecision(UNKNOWN, None, None)) for c in (*own, *others)}
         return {**given, **links}
@@ -170,7 +172,9 @@ class EpisodeLinker:
     def _describe(self, row: Row, centroid: Centroid, companions: Mapping[str, set[str]]) -> ShowCluster:
         tracks = sorted((t for t in row["track_ids"] if t in self.pooled), key=lambda t: (-self.n_faces[t], t))
         views = find_views(
-            np.array([self.pooled[t].vector for t in tracks]), np.ones(len(tracks)), min_similarity=_SAME_VIEW
+            np.array([self.pooled[t].vector for t in tracks]),
+            np.ones(len(tracks)),
+            min_similarity=self.scale.at(_SAME_VIEW_POSITION),
         )
         n_faces = sum(self.n_faces[t] for t in row["track_ids"])
         source = {FACEBANK_SOURCE: SEED, PERSON_SOURCE: PERSON}.get(row["person_source"], NONE)
@@ -190,6 +194,30 @@ class EpisodeLinker:
             source=source,
             shares_frames_with=frozenset(companions.get(row["identity_id"], ())),
         )
+
+
+def place_limits(clusters: Sequence[ShowCluster], settings: GroupClustersSettings) -> MatchLimits:
+    """From where clusters of several episodes are one person, by what two people look like in all of them.
+
+    It depends on the clusters alone, not on the episode that is being linked.
+    """
+    ordered = sorted(clusters, key=lambda c: c.key)
+    place = {cluster.key: i for i, cluster in enumerate(ordered)}
+    together = [
+        (i, place[cluster.ep_id, other])
+        for i, cluster in enumerate(ordered)
+        for other in cluster.shares_frames_with
+        if (cluster.ep_id, other) in place
+    ]
+    vectors = np.array([cluster.vectors[0] for cluster in ordered])
+    scale = measure_scale(vectors, np.array(together, np.int64).reshape(-1, 2)) if ordered else SimilarityScale()
+    similarity, margin = settings.person_similarity, settings.facebank_margin
+    return MatchLimits(
+        similarity=place_threshold(scale, similarity.value, is_auto=similarity.is_auto).value,
+        margin=scale.width(margin.value) if margin.is_auto else margin.value,
+        probability=0.0,
+        scale=scale,
+    )
 
 
 def _name_of(row: Row, person_id: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,12 +51,14 @@ class _Judged:
     """All observations of an episode with their judgement.
 
     Embeddings have the shape (n, d), zero where there is none; the other arrays (n,); reasons are None where accepted.
+    A face is fair if it fails no gate but that of size.
     """
 
     table: pa.Table
     embeddings: NDArray[np.float32]
     parts: dict[str, NDArray[np.float64]]
     reasons: list[str | None]
+    is_fair: NDArray[np.bool_]
     placed: _PlacedAgreement
 
     def reason_text(self, row: int) -> str | None:
@@ -163,9 +165,12 @@ def _judge(episode: Episode, settings: ReembedSettings, frame_height: int, known
         min_quality=settings.min_quality,
     )
     reasons = face_quality.find_reject_reasons(gates, parts)
+    unless_small = face_quality.find_reject_reasons(replace(gates, min_size_px=0.0), parts)
     for i, reason in enumerate(table["reject_reason"].to_pylist()):
         reasons[i] = reason or reasons[i]
-    return _Judged(table, embeddings, parts, reasons, placed)
+        unless_small[i] = reason or unless_small[i]
+    is_fair = np.array([reason is None for reason in unless_small], bool) & is_embedded
+    return _Judged(table, embeddings, parts, reasons, is_fair, placed)
 
 
 def _place_agreement(episode: Episode, settings: ReembedSettings, known: SimilarityScale | None) -> _PlacedAgreement:
@@ -191,6 +196,9 @@ def _select(
         n_missing = settings.min_samples_per_track - len(good)
         good = np.concatenate([good, spare[np.argsort(-quality[spare], kind="stable")][:n_missing]])
     if len(good) == 0:
+        # Faces that are only small say little each, and more together.
+        good = rows[judged.is_fair[rows]]
+    if len(good) == 0:
         embedded = [int(r) for r in rows if judged.table["embedding"][int(r)].is_valid]
         if not embedded:
             return {}
@@ -204,7 +212,7 @@ def _select(
         settings.min_frames_between_crops,
         is_spread=settings.sampling_mode == "spread",
     )
-    return dict.fromkeys(good[chosen].tolist())
+    return {row: judged.reason_text(row) for row in good[chosen].tolist()}
 
 
 def spread_over_time(
