@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-
 from cleanup.algorithms.threshold_evidence import Evidence, place_threshold
+from numpy.typing import NDArray
 
 
 def make_evidence(same: float, different: float, n_same: int = 200, n_different: int = 60) -> Evidence:
