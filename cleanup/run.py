@@ -20,6 +20,7 @@ from cleanup.interfaces import Engine, Facebank, RunMany, ShardResult, VideoInfo
 from cleanup.phases.group_clusters import group_clusters
 from cleanup.phases.identity_rows import refresh_identity_figures
 from cleanup.phases.observe import ObservationPlan, attach_detections, plan_observations
+from cleanup.phases.photo_matching import PhotoMatcher
 from cleanup.phases.recluster import recluster
 from cleanup.phases.reembed import reembed
 from cleanup.phases.split_tracks import split_tracks
@@ -75,8 +76,12 @@ def _reembed(episode: Episode, context: RunContext, report: ReportItems) -> tupl
 
 
 def _recluster(episode: Episode, context: RunContext, report: ReportItems) -> tuple[Episode, dict[str, Any]]:
-    settings = context.settings
-    return recluster(episode, settings.recluster, settings.pooling, report, context.run_many, context.calibration)
+    settings, photos = context.settings, None
+    model = context.model or episode.embedding_model
+    if context.facebank is not None and model is not None:
+        photos = PhotoMatcher(context.facebank, context.show, model, settings.group_clusters)
+    known, run_many = context.calibration, context.run_many
+    return recluster(episode, settings.recluster, settings.pooling, report, run_many, known, photos)
 
 
 def _group_clusters(episode: Episode, context: RunContext, report: ReportItems) -> tuple[Episode, dict[str, Any]]:

@@ -24,6 +24,9 @@ _N_LOCAL = 5
 _MIN_SUPPORT = 1.5
 # Beside one person only, a run of untrusted samples is taken for blur or an occlusion up to this length.
 _MAX_BURST_S = 1.0
+# Faces whose embeddings are so much shorter than those beside them, and whose crops are so blurred (Laplacian variance,
+# as in the gate of blurred faces), say nothing about who they are.
+_ILLEGIBLE_NORM, _ILLEGIBLE_SHARPNESS = 0.75, 18.0
 
 
 @dataclass(frozen=True)
@@ -155,18 +158,15 @@ class _Track:
     A segment carries its sum, so judging two of them costs the same however long they are.
     """
 
-    def __init__(
-        self,
-        embeddings: NDArray[np.floating],
-        times_s: NDArray[np.floating],
-        trust: NDArray[np.floating],
-        thresholds: GateThresholds,
-    ) -> None:
+    def __init__(self, samples: GateSamples, thresholds: GateThresholds) -> None:
+        # Trust is relative to what a track reaches, so each piece is measured by what it reaches itself.
+        self.trust = np.asarray(estimate_trust(samples.norms, samples.sharpness), np.float64)
+        self._norms, self._sharpness = samples.norms, np.asarray(samples.sharpness, np.float64)
+        self._is_jump = compute_consecutive_iou(samples.boxes) < thresholds.min_iou
         self._strangers, self._coherent = thresholds.strangers, thresholds.coherent
         self.limit = min(thresholds.same_person, thresholds.hard)
-        self.embeddings = np.asarray(embeddings, np.float64)
-        self.times_s = np.asarray(times_s, np.float64)
-        self.trust = np.asarray(trust, np.float64)
+        self.embeddings = np.asarray(samples.embeddings, np.float64)
+        self.times_s = np.asarray(samples.times_s, np.float64)
         self._trusted = np.flatnonzero(self.trust >= 0.5)
         steps = np.diff(self.times_s)
         self.step_s = float(np.median(steps)) if len(steps) else 0.0
@@ -204,11 +204,33 @@ class _Track:
         before, after = segment.before, segment.after
         if self.is_trusted(segment) or (before is None and after is None):
             return True
-        is_between = before is not None and after is not None and self.similarity(before, after) >= self.limit
         is_long = len(segment) >= 2 and self.duration_s(segment) >= _MAX_BURST_S
+        if self._is_illegible(segment):
+            return is_long and self._resemblance(segment) < self._strangers
+        is_between = before is not None and after is not None and self.similarity(before, after) >= self.limit
         if is_long != is_between:
             return is_long
-        return self._agrees(segment) and self._looks_like_nobody(segment)
+        return self._agrees(segment) and self._resemblance(segment) < self._strangers
+
+    def _is_illegible(self, segment: _Segment) -> bool:
+        """Whether its faces say nothing of who they are, beside those that it follows or leads to without a jump."""
+        before, after = segment.before, segment.after
+        beside = [
+            near
+            for near, is_jump in ((before, self._is_jump[segment.start]), (after, self._jumps_to(after)))
+            if near is not None and not is_jump
+        ]
+        if not beside:
+            return False
+        norm = max(float(np.median(self._norms[near.start : near.stop])) for near in beside)
+        part = slice(segment.start, segment.stop)
+        return bool(
+            np.median(self._norms[part]) <= _ILLEGIBLE_NORM * norm
+            and np.median(self._sharpness[part]) < _ILLEGIBLE_SHARPNESS
+        )
+
+    def _jumps_to(self, segment: _Segment | None) -> bool:
+        return segment is not None and bool(self._is_jump[segment.start])
 
     def _agrees(self, segment: _Segment) -> bool:
         n_samples = len(segment)
@@ -217,10 +239,12 @@ class _Track:
         total = self.embeddings[segment.start : segment.stop].sum(axis=0)
         return bool((total @ total - n_samples) / (n_samples * (n_samples - 1)) >= self._coherent)
 
-    def _looks_like_nobody(self, segment: _Segment) -> bool:
+    def _resemblance(self, segment: _Segment) -> float:
+        """Similarity to the nearer of the segments beside it."""
         before, after = segment.before, segment.after
-        return (before is None or self.similarity(before, segment) < self._strangers) and (
-            after is None or self.similarity(segment, after) < self._strangers
+        return max(
+            self.similarity(before, segment) if before is not None else -1.0,
+            self.similarity(segment, after) if after is not None else -1.0,
         )
 
     def similarity(self, before: _Segment, after: _Segment) -> float:
@@ -293,10 +317,8 @@ def find_changes(samples: GateSamples, thresholds: GateThresholds) -> list[Candi
     while pieces:
         start, stop = pieces.pop()
         piece = samples[start:stop]
-        # Trust is relative to what a track reaches, so each piece is measured by what it reaches itself.
-        trust = estimate_trust(piece.norms, piece.sharpness)
         proposals = propose_candidates(piece.embeddings, piece.boxes, thresholds)
-        candidates = _judge(_Track(piece.embeddings, piece.times_s, trust, thresholds), proposals)
+        candidates = _judge(_Track(piece, thresholds), proposals)
         for candidate in candidates:
             index = start + candidate.index
             if index not in found or candidate.is_split:

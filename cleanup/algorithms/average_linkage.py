@@ -83,8 +83,8 @@ class Merge:
         first: Lowest index in the one cluster.
         second: Lowest index in the other.
         sizes: Tracks in each.
-        similarity: Mean cosine between them, or of the supporting pairs.
-        evidence: ``average_linkage``, ``views`` or ``singleton``.
+        similarity: Mean cosine between them.
+        evidence: ``average_linkage``.
         n_supporting_pairs: Pairs of tracks the similarity is the mean of.
     """
 

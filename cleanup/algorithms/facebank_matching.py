@@ -17,6 +17,8 @@ ASSIGNED, AMBIGUOUS, SUGGESTED, UNKNOWN = "assigned", "ambiguous", "suggested", 
 _SUGGESTION_BAND = 0.15
 # Of this probability a match names; of this one it is worth a person's look, and of this one it is likely.
 MIN_PROBABILITY, _SUGGESTED_PROBABILITY, _LIKELY_PROBABILITY = 0.95, 0.50, 0.80
+# Of less than this, photos speak against it.
+_SPOKEN_AGAINST = 0.05
 # Log odds of a match by its place on the model's scale and its lead over the second person there, fitted to identities
 # of rendered episodes with photos of two thirds of the people, with two models and on shifted scales.
 _INTERCEPT, _PER_POSITION, _PER_LEAD = -3.1, 3.5, 19.5
@@ -109,6 +111,30 @@ def rate_match(position: float, second: float | None) -> float:
     """
     lead = position - max(_MIN_SECOND, -1.0 if second is None else second)
     return float(1.0 / (1.0 + np.exp(-(_INTERCEPT + _PER_POSITION * position + _PER_LEAD * lead))))
+
+
+def are_told_apart(
+    first: Sequence[PersonSimilarity], second: Sequence[PersonSimilarity], limits: MatchLimits
+) -> str | None:
+    """The person that one of two vectors clearly is and the other by the photos is not; None where nothing is clear.
+
+    Args:
+        first: Similarity of the one to every person, in any order.
+        second: Of the other.
+        limits: What a match has to reach.
+    """
+    for near, other in ((first, second), (second, first)):
+        decision = decide_match(near, limits)
+        if decision.status != ASSIGNED or decision.best is None:
+            continue
+        person_id = decision.best.person_id
+        own = next((p.similarity for p in other if p.person_id == person_id), None)
+        rest = [p.similarity for p in other if p.person_id != person_id]
+        scale = limits.scale
+        place = scale.position_of(own if own is not None else min(rest, default=scale.strangers))
+        if rate_match(place, scale.position_of(max(rest)) if rest else None) < _SPOKEN_AGAINST:
+            return person_id
+    return None
 
 
 def find_tier(probability: float) -> str:

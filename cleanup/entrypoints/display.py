@@ -217,8 +217,11 @@ def _phase_lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"reembed: {part['faces_rejected']} faces rejected" + (f" ({reasons})" if reasons else "")
     if "recluster" in report:
         part = report["recluster"]
-        yield f"recluster: {part['tracks_ejected']} tracks ejected, {part['singletons_attached']} singletons attached"
-        for item in part.get("questions", []):  # the report of a job may be of an earlier version
+        # The report of a job may be of an earlier version.
+        merges, partings = len(part["merges"]), len(part.get("partings", []))
+        undone = f", {partings} undone by photos" if partings else ""
+        yield f"recluster: {merges} merges{undone}, {part['tracks_ejected']} tracks ejected"
+        for item in part.get("questions", []):
             yield (
                 f"  question: {' and '.join(item['identity_ids'])} share {item['frames_shared']} frames and look alike "
                 f"({item['similarity']:.2f}); one person seen twice, or twins?"

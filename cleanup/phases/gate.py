@@ -14,7 +14,7 @@ from cleanup.settings import SplitTracksSettings
 
 # Two stretches less alike than this are no more alike than strangers are; samples of one stretch that are as alike as
 # the other are of one person.
-_STRANGERS_POSITION, _COHERENT_POSITION = 0.20, 0.60
+_STRANGERS_POSITION, _COHERENT_POSITION = 0.20, 0.75
 # If the hard threshold is given and the soft one is not, it lies so much higher.
 _SOFT_LEAD = 0.08
 

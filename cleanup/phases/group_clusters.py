@@ -15,20 +15,18 @@ from cleanup.algorithms.embedding_pooling import Centroid, PooledTrack
 from cleanup.algorithms.facebank_matching import (
     AMBIGUOUS,
     ASSIGNED,
-    MIN_PROBABILITY,
     SUGGESTED,
     MatchDecision,
     MatchLimits,
     PersonSimilarity,
-    combine_seeds,
     decide_match,
     find_dissent,
     find_tier,
 )
 from cleanup.algorithms.person_linking import Link
-from cleanup.algorithms.similarity_scale import SimilarityScale, place_threshold
+from cleanup.algorithms.similarity_scale import SimilarityScale
 from cleanup.episode import Episode
-from cleanup.interfaces import Facebank, PersonMatch
+from cleanup.interfaces import Facebank
 from cleanup.names import normalise_name
 from cleanup.people import ShowState, find_rejected
 from cleanup.phases.human_verdicts import read_manual_assignments
@@ -40,6 +38,7 @@ from cleanup.phases.identity_rows import (
     is_human_named,
 )
 from cleanup.phases.link_episodes import EpisodeLinker
+from cleanup.phases.photo_matching import PhotoMatcher
 from cleanup.phases.seen_together import find_questions, judge_shared_frames
 from cleanup.phases.track_samples import pool_tracks
 from cleanup.settings import GroupClustersSettings, PoolingSettings
@@ -101,21 +100,22 @@ def group_clusters(
     n_faces = Counter(episode.embedded_faces["track_id"].to_pylist())
     rows = episode.identities.to_pylist()
     asked = _vectors_to_match(rows, centroids, pooled, n_faces)
-    matches = facebank.match(show, model, np.array([v for _, v in asked], np.float32)) if asked else []
+    photos = PhotoMatcher(facebank, show, model, settings)
+    people = photos.compare([vector for _, vector in asked])
     state = facebank.read_show(show, model)
     together = judge_shared_frames(episode, pooled, known)
-    limits = _place_limits(together.scale, settings)
+    limits = photos.place_limits(together.scale)
     shared = together.n_frames.keys()
     # Who may be another one seen a second time takes no name from them, and is no person until somebody says so.
     doubles = {question.identity_ids[1] for question in find_questions(episode, together)}
     found = _Grouping()
     warnings = []
     decisions: dict[str, MatchDecision] = {}
-    if asked and not matches:
+    if asked and not any(people):
         warnings.append(f"the Facebank has no seeds of show {show!r} for model {model}; nobody was named by a photo")
     else:
         rejected = {r["identity_id"]: find_rejected(episode.ep_id, r["track_ids"], state.rejections) for r in rows}
-        decisions, votes = _decide(asked, matches, limits, rejected)
+        decisions, votes = _decide([i for i, _ in asked], people, limits, rejected)
         _name_rows(rows, decisions, votes, find_companions(rows, shared), doubles, found)
     # A known person comes near, but something speaks against it: that is no unknown person.
     doubtful = doubles | {
@@ -190,17 +190,6 @@ def group_clusters(
     return episode.replace(identities=schemas.build_table(rows, schemas.IDENTITY_SCHEMA)), outcome
 
 
-def _place_limits(scale: SimilarityScale, settings: GroupClustersSettings) -> MatchLimits:
-    """What a match with photos has to reach; of a similarity that is given, a match need not be probable as well."""
-    similarity, margin = settings.facebank_similarity, settings.facebank_margin
-    return MatchLimits(
-        similarity=place_threshold(scale, similarity.value, is_auto=similarity.is_auto).value,
-        margin=scale.width(margin.value) if margin.is_auto else margin.value,
-        probability=MIN_PROBABILITY if similarity.is_auto else 0.0,
-        scale=scale,
-    )
-
-
 def _count(rows: Sequence[Row], found: _Grouping) -> dict[str, int]:
     """What each step did, in identities: matching to photos, to other episodes, merging, and what is left."""
     return {
@@ -232,23 +221,16 @@ def _vectors_to_match(
 
 
 def _decide(
-    asked: list[tuple[str, NDArray[np.float32]]],
-    matches: list[PersonMatch],
+    identity_ids: Sequence[str],
+    people: Sequence[Sequence[PersonSimilarity]],
     limits: MatchLimits,
     rejected: Mapping[str, frozenset[str]],
 ) -> tuple[dict[str, MatchDecision], dict[str, list[str]]]:
     """The decision for each identity by its centroid, and the people its members clearly match."""
-    people: dict[int, list[PersonSimilarity]] = defaultdict(list)
-    for match in matches:
-        if match.person_id in rejected[asked[match.index][0]]:
-            continue
-        second = match.second_similarity
-        similarity = combine_seeds(match.similarity, match.similarity if second is None else second)
-        people[match.index].append(PersonSimilarity(match.person_id, match.name, similarity))
     decisions: dict[str, MatchDecision] = {}
     votes: dict[str, list[str]] = defaultdict(list)
-    for place, (identity_id, _) in enumerate(asked):
-        decision = decide_match(people[place], limits)
+    for identity_id, near in zip(identity_ids, people, strict=True):
+        decision = decide_match([p for p in near if p.person_id not in rejected[identity_id]], limits)
         if identity_id not in decisions:
             decisions[identity_id] = decision
         elif decision.status == ASSIGNED and decision.best is not None:

@@ -16,7 +16,8 @@ from cleanup.algorithms.similarity_scale import SimilarityScale, measure_scale
 from cleanup.episode import Episode
 from cleanup.phases.track_samples import group_rows
 
-# The longest embedding is that of the best face; of a model that normalises its output, lengths differ by noise alone.
+# The longest embedding is that of the best face. Of a model that normalises its output, lengths differ by noise alone,
+# and the sharpest face is taken.
 _DECIMALS = 3
 
 
@@ -35,16 +36,17 @@ def measure_face_scale(episode: Episode, known: SimilarityScale | None = None) -
         table = episode.observations.filter(
             pc.and_(pc.is_valid(episode.observations["embedding"]), episode.observations["is_sampled"])
         )
-        quality = schemas.floats_of(table, "norm")
+        quality, sharpness = schemas.floats_of(table, "norm"), np.nan_to_num(schemas.floats_of(table, "sharpness"))
     else:
         table = episode.embedded_faces
-        quality = np.nan_to_num(schemas.floats_of(table, "quality"))
+        quality, sharpness = np.nan_to_num(schemas.floats_of(table, "quality")), np.zeros(len(table))
     if len(table) == 0:
         return known or SimilarityScale()
     embeddings, frames = schemas.embeddings_of(table), schemas.ints_of(table, "frame_idx")
     lineage = np.array([roots[t] for t in table["track_id"].to_pylist()], np.int64)
-    groups = list(group_rows(lineage))
-    vectors = embeddings[[rows[np.argmax(quality[rows].round(_DECIMALS))] for _, rows in groups]]
+    order = np.lexsort((sharpness, quality.round(_DECIMALS)))
+    groups = list(group_rows(lineage[order]))
+    vectors = embeddings[[order[rows[-1]] for _, rows in groups]]
     together = find_frame_pairs(frames, lineage, schemas.matrix_of(table["bbox"], 4)).tracks
     return measure_scale(vectors, places_of_pairs(together, [root for root, _ in groups]), known)
 

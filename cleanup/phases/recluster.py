@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from cleanup import schemas
 from cleanup.algorithms.average_linkage import Conflicts, Merge, cluster_tracks
-from cleanup.algorithms.embedding_pooling import PooledTrack
+from cleanup.algorithms.embedding_pooling import PooledTrack, compute_centroid
+from cleanup.algorithms.facebank_matching import are_told_apart
 from cleanup.algorithms.similarity_scale import SimilarityScale, place_threshold
-from cleanup.algorithms.track_clustering import eject_outliers, find_twins
+from cleanup.algorithms.track_clustering import Parting, eject_outliers, find_last_merges, find_twins, rate_merge
 from cleanup.episode import Episode
 from cleanup.interfaces import RunMany, run_in_turn
 from cleanup.phases.human_verdicts import apply_manual_assignments, read_manual_assignments
@@ -23,6 +24,7 @@ from cleanup.phases.identity_rows import (
     carry_over,
     find_named_people,
 )
+from cleanup.phases.photo_matching import PhotoMatcher
 from cleanup.phases.seen_together import SeenTogether, find_questions, judge_shared_frames
 from cleanup.phases.track_samples import pool_tracks
 from cleanup.progress import ReportItems, ignore_items
@@ -30,6 +32,8 @@ from cleanup.settings import PoolingSettings, ReclusterSettings
 
 # What one person's faces differ by, on the scale of the model, tells nobody apart.
 _MIN_LEAD = 0.10
+# Merges at a similarity below this are worth a look at the photos of both sides.
+_DOUBTFUL_POSITION = 0.45
 
 
 def recluster(
@@ -39,6 +43,7 @@ def recluster(
     report: ReportItems = ignore_items,
     run_many: RunMany = run_in_turn,
     known: SimilarityScale | None = None,
+    photos: PhotoMatcher | None = None,
 ) -> tuple[Episode, dict[str, Any]]:
     """Groups all tracks that are in no locked identity; afterwards every track is in exactly one identity.
 
@@ -50,6 +55,7 @@ def recluster(
         report: Told how many of the steps are done.
         run_many: Runs independent parts of the linkage side by side.
         known: What is known of the model's scale from elsewhere.
+        photos: Photos of known people, where there are any: what they tell apart is parted again.
 
     Returns:
         The episode and the phase's part of the report.
@@ -61,7 +67,7 @@ def recluster(
     free = [t for t in sorted(episode.tracks["track_id"].to_pylist()) if t not in locked]
     tracks = [t for t in free if t in pooled]
     together = judge_shared_frames(episode, pooled, known)
-    run = _Clustering(episode, settings, tracks, pooled, together)
+    run = _Clustering(episode, settings, tracks, pooled, together, photos)
     report(2, 4, "thresholds placed")
     clusters = run.cluster(run_many)
     report(3, 4, "clustered")
@@ -85,6 +91,7 @@ def recluster(
         "questions": [question.describe() for question in questions],
         "thresholds": run.describe_thresholds(),
         "merges": run.describe_merges(),
+        "partings": run.describe_partings(),
         "ejections": run.describe_ejections(),
         "manual_assignments": len(assigned),
         "warnings": [*odd, *together.warnings, *_ask(episode, len(questions))],
@@ -114,7 +121,9 @@ class _Clustering:
         tracks: list[int],
         pooled: dict[int, PooledTrack],
         together: SeenTogether,
+        photos: PhotoMatcher | None,
     ) -> None:
+        self._photos = photos
         self._settings, self._tracks, self._episode = settings, tracks, episode
         self._vectors = np.array([pooled[t].vector for t in tracks]).reshape(len(tracks), episode.dimension or 0)
         place = {t: i for i, t in enumerate(tracks)}
@@ -128,6 +137,7 @@ class _Clustering:
         self._alike = [(place[a], place[b]) for a, b in together.alike if a in place and b in place]
         self.ejected: dict[int, float] = {}
         self.merges: list[Merge] = []
+        self.partings: list[Parting] = []
         self._doubtful = _find_doubtful_tracks(episode)
         self._scale = together.scale
         cut, ejection = settings.cluster_thresh, settings.min_identity_sim
@@ -140,6 +150,8 @@ class _Clustering:
     def cluster(self, run_many: RunMany) -> list[Cluster]:
         result = cluster_tracks(self._vectors, self._cut.value, self.conflicts, run_many)
         labels, self.merges = result.labels, list(result.merges)
+        if self._photos is not None:
+            self._part_by_photos(self._photos, labels)
         self._part_twins(labels, run_many)
         reasons: dict[int, str] = {}
         self.ejected = eject_outliers(self._vectors, labels, self._min_identity_sim)
@@ -154,6 +166,29 @@ class _Clustering:
                 label = int(labels.max()) + 1 + i
             members[label].append(i)
         return [self._as_cluster(m, reasons) for m in members.values()]
+
+    def _part_by_photos(self, photos: PhotoMatcher, labels: NDArray[np.int64]) -> None:
+        """Undoes the last merge of a cluster, and then of its halves, where the photos tell the two sides apart."""
+        limits = photos.place_limits(self._scale)
+        people = self.conflicts.people_of(len(labels))
+        open_labels = set(np.unique(labels).tolist())
+        while open_labels:
+            doubtful = [
+                parting
+                for parting in find_last_merges(self.merges, labels, self._scale.at(_DOUBTFUL_POSITION))
+                if parting.label in open_labels and (people[parting.second] < 0).all()
+            ]
+            sides = [side for parting in doubtful for side in (parting.first, parting.second)]
+            near = photos.compare([compute_centroid(self._vectors[side]).vector for side in sides])
+            open_labels = set()
+            for i, parting in enumerate(doubtful):
+                person_id = are_told_apart(near[2 * i], near[2 * i + 1], limits)
+                if person_id is None:
+                    continue
+                self.merges.remove(parting.merge)
+                self.partings.append(replace(parting, person_id=person_id))
+                labels[parting.second] = labels.max() + 1
+                open_labels |= {parting.label, int(labels[parting.second[0]])}
 
     def _part_twins(self, labels: NDArray[np.int64], run_many: RunMany) -> None:
         """Clusters those who are seen twice by themselves, and of them those who are seen a third time, and so on."""
@@ -193,10 +228,22 @@ class _Clustering:
                 "track_ids": [self._tracks[m.first], self._tracks[m.second]],
                 "sizes": list(m.sizes),
                 "similarity": round(m.similarity, 4),
+                "probability": round(rate_merge(self._scale.position_of(m.similarity)), 4),
                 "evidence": m.evidence,
                 "supporting_pairs": m.n_supporting_pairs,
             }
             for m in self.merges
+        ]
+
+    def describe_partings(self) -> list[dict[str, Any]]:
+        """For the report: each merge that photos undid, by the tracks of its sides."""
+        return [
+            {
+                "track_ids": [[self._tracks[i] for i in side] for side in (p.first, p.second)],
+                "similarity": round(p.merge.similarity, 4),
+                "person_id": p.person_id,
+            }
+            for p in self.partings
         ]
 
     def describe_ejections(self) -> list[dict[str, Any]]:

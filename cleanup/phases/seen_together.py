@@ -31,6 +31,7 @@ from cleanup.phases.track_samples import group_rows
 Pair = tuple[int, int]
 # Boxes of one face differ by a few percent from detection to detection.
 _CLEARLY_LARGER = 1.1
+_CLEARLY_MORE_FACES = 2
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,9 @@ def find_questions(episode: Episode, together: SeenTogether) -> list[Question]:
     for identity_ids, tracks in pairs.items():
         n_first = Counter(owner[a] for a, _ in tracks)
         first, second = sorted(identity_ids, key=lambda i: (-n_first[i], -n_faces[i], i))
+        # Whoever is seen much more is no picture of the other, whatever the few frames say in which both are seen.
+        if n_faces[second] > _CLEARLY_MORE_FACES * n_faces[first]:
+            first, second = second, first
         ends = tuple((a, b) if owner[a] == first else (b, a) for a, b in tracks)
         n_frames = sum(together.n_frames[min(pair), max(pair)] for pair in tracks)
         similarity = float(np.mean([together.alike[pair] for pair in tracks]))
