@@ -19,14 +19,16 @@ from cleanup.algorithms.embedding_pooling import find_views, pool_faces
 from cleanup.algorithms.face_quality import AgreementScale, measure_agreement
 from cleanup.algorithms.frame_pairs import find_frame_pairs
 from cleanup.algorithms.seed_statistics import describe_seeds
-from cleanup.algorithms.track_clustering import find_view_merges
+from cleanup.algorithms.similarity_scale import measure_scale
 from cleanup.errors import find_shortage
 from cleanup.phases import recluster as recluster_phase
 from tests.builders import artifacts_of, make_faces, make_people, write_episode
 from tests.entrypoints.test_cli import cleanup
 
 DIMENSION = 16
-THRESHOLDS = GateThresholds(hard=0.5, soft=0.6, streak=3, min_iou=0.3, prototype_momentum=0.9, same_person=0.4)
+THRESHOLDS = GateThresholds(
+    hard=0.5, soft=0.6, streak=3, min_iou=0.3, prototype_momentum=0.9, same_person=0.4, strangers=0.2, coherent=0.75
+)
 
 
 @contextmanager
@@ -49,7 +51,7 @@ def test_a_long_track_is_held_in_memory_linear_in_its_faces(n_faces: int, noise:
     with at_most(n_faces * 4096):
         pool_faces(faces, ones, max_samples=16, sim_delta=0.08, sim_min=0.6)
         find_views(faces[:1000], ones[:1000], min_similarity=0.7)
-        measure_agreement(faces, ones, AgreementScale())
+        measure_agreement(faces, ones, AgreementScale(0.2, 0.7))
         samples = GateSamples(faces, boxes, np.arange(n_faces) / 6, ones, np.full(n_faces, np.nan))
         find_changes(samples, THRESHOLDS)
 
@@ -79,15 +81,15 @@ def test_tracks_of_people_who_are_named_differently_are_no_pairs() -> None:
     assert conflicts.count() == 6000**2 // 2 - 30 * 200**2 // 2
 
 
-def test_views_that_many_tracks_of_two_clusters_share_are_no_pairs() -> None:
-    """Four million pairs of tracks speak for joining two clusters of 2,000."""
-    person = make_people(1)[0]
-    labels = np.repeat([0, 1], 2000)
+def test_the_scale_is_measured_on_so_many_tracks_and_no_more() -> None:
+    """A matrix of all pairs of 50,000 tracks would take 20 GB."""
+    vectors = make_people(50_000, DIMENSION).astype(np.float32)
+    together = np.stack([np.arange(49_999), np.arange(1, 50_000)], axis=1)
 
     with at_most(250 << 20):
-        [merge] = find_view_merges(np.tile(person, (4000, 1)), np.arange(4000), labels, Conflicts.of(()), 0.5)
+        scale = measure_scale(vectors, together)
 
-    assert (merge.n_supporting_pairs, merge.sizes) == (4_000_000, (2000, 2000))
+    assert scale.source == "episode"
 
 
 def test_seeds_are_compared_in_blocks() -> None:

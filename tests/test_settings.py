@@ -75,13 +75,9 @@ def test_every_documented_key_is_there() -> None:
     tracking = yaml.safe_load((CONFIG / "tracking.yaml").read_text())
     sampling = yaml.safe_load((CONFIG / "faces_embed_sampling.yaml").read_text())
 
-    assert (clustering["cluster_thresh"], clustering["min_cluster_size"]) == (0.52, 1)
+    assert {"cluster_thresh", "min_cluster_size", "min_identity_sim", "metrics_thresholds"} < set(clustering)
     assert clustering["track_prototype"] == {"max_samples": 6, "sim_delta": 0.08, "sim_min": 0.60}
-    assert set(clustering["singleton_merge"]) == {
-        "enabled", "trigger_singleton_frac", "similarity_thresh", "fallback_delta", "neighbor_top_k",
-        "min_tracks_per_merged_cluster", "max_singleton_merge_iters",
-    }  # fmt: skip
-    assert {"track_thresh", "match_thresh", "track_buffer", "max_track_buffer", "new_track_thresh"} < set(tracking)
+    assert {"track_thresh", "match_thresh", "track_buffer", "max_track_buffer", "gate_enabled"} == set(tracking)
     assert set(sampling["limits"]) == {"low_power", "fast_cpu", "balanced", "high_accuracy"}
 
 
@@ -90,19 +86,19 @@ def test_every_documented_key_is_there() -> None:
     [
         (
             "clustering.yaml",
-            "cluster_thresh: 0.52",
-            "cluster_tresh: 0.52",
+            "cluster_thresh: 0.25",
+            "cluster_tresh: 0.25",
             r"clustering.yaml: unknown key cluster_tresh",
         ),
         (
             "clustering.yaml",
-            "cluster_thresh: 0.52",
+            "cluster_thresh: 0.25",
             "cluster_thresh: 1.5",
             r"clustering.yaml:cluster_thresh: .*from -1",
         ),
         ("clustering.yaml", "min_cluster_size: 1", "min_cluster_size: yes please", r"must be a whole number"),
         ("clustering.yaml", "min_cluster_size: 1", "min_cluster_size: 1.5", r"must be a whole number"),
-        ("clustering.yaml", "cluster_thresh: 0.52", "cluster_thresh: [", r"clustering.yaml:\d+: not valid YAML"),
+        ("clustering.yaml", "cluster_thresh: 0.25", "cluster_thresh: [", r"clustering.yaml:\d+: not valid YAML"),
         ("tracking.yaml", "gate_enabled: true", "gate_enabled: perhaps", r"must be true or false"),
         ("performance_profiles.yaml", "  stride: 8", "  strides: 8", r"unknown key low_power.strides"),
         ("performance_profiles.yaml", "fast_cpu: low_power", "fast_cpu: no_such", r"points to 'no_such'"),
@@ -154,12 +150,12 @@ def test_every_setting_says_what_it_means() -> None:
 @pytest.mark.parametrize(
     ("explicit", "environment", "value", "is_auto"),
     [
-        ({}, {}, 0.52, True),
+        ({}, {}, 0.25, True),
         ({"cluster_thresh": "0.6"}, {}, 0.6, False),
         ({"cluster_thresh": 0.6}, {}, 0.6, False),
         ({}, {"CLEANUP_CLUSTER_THRESH": "0.6"}, 0.6, False),
-        ({"cluster_thresh": "auto"}, {"CLEANUP_CLUSTER_THRESH": "0.6"}, 0.52, True),
-        ({}, {"CLEANUP_CLUSTER_THRESH": "auto"}, 0.52, True),
+        ({"cluster_thresh": "auto"}, {"CLEANUP_CLUSTER_THRESH": "0.6"}, 0.25, True),
+        ({}, {"CLEANUP_CLUSTER_THRESH": "auto"}, 0.25, True),
     ],
 )
 def test_a_threshold_is_placed_unless_a_number_is_given(
@@ -168,3 +164,19 @@ def test_a_threshold_is_placed_unless_a_number_is_given(
     threshold = resolve(explicit, environment, None, read_config(CONFIG)).value("cluster_thresh")
 
     assert (threshold.value, threshold.is_auto) == (value, is_auto)
+
+
+def test_a_file_with_keys_that_nothing_reads_any_more_is_read_and_says_so(tmp_path: Path) -> None:
+    shutil.copytree(CONFIG, tmp_path, dirs_exist_ok=True)
+    with (tmp_path / "clustering.yaml").open("a") as file:
+        file.write("singleton_merge:\n  enabled: true\n  trigger_singleton_frac: 0.40\n")
+    with (tmp_path / "tracking.yaml").open("a") as file:
+        file.write("new_track_thresh: 0.60\n")
+
+    notes = resolve({}, {}, None, read_config(tmp_path)).notes
+
+    assert [note.partition(" is not read: ")[0] for note in notes] == [
+        f"{tmp_path}/tracking.yaml: new_track_thresh",
+        f"{tmp_path}/clustering.yaml: singleton_merge",
+    ]
+    assert resolve({}, {}, None, read_config(CONFIG)).notes == ()

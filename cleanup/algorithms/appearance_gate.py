@@ -24,9 +24,9 @@ _N_LOCAL = 5
 _MIN_SUPPORT = 1.5
 # Beside one person only, a run of untrusted samples is taken for blur or an occlusion up to this length.
 _MAX_BURST_S = 1.0
-# Faces whose embeddings are so much shorter than those beside them, and whose crops are so blurred (Laplacian variance,
-# as in the gate of blurred faces), say nothing about who they are.
-_ILLEGIBLE_NORM, _ILLEGIBLE_SHARPNESS = 0.75, 18.0
+# Faces whose embeddings are only so long as those beside them say nothing about who they are; if their crops are so
+# blurred (Laplacian variance, as in the gate of blurred faces), longer ones say nothing either.
+_ILLEGIBLE_NORM, _BLURRED_NORM, _BLURRED_SHARPNESS = 0.55, 0.75, 18.0
 
 
 @dataclass(frozen=True)
@@ -224,10 +224,8 @@ class _Track:
             return False
         norm = max(float(np.median(self._norms[near.start : near.stop])) for near in beside)
         part = slice(segment.start, segment.stop)
-        return bool(
-            np.median(self._norms[part]) <= _ILLEGIBLE_NORM * norm
-            and np.median(self._sharpness[part]) < _ILLEGIBLE_SHARPNESS
-        )
+        is_blurred = np.median(self._sharpness[part]) < _BLURRED_SHARPNESS
+        return bool(np.median(self._norms[part]) <= (_BLURRED_NORM if is_blurred else _ILLEGIBLE_NORM) * norm)
 
     def _jumps_to(self, segment: _Segment | None) -> bool:
         return segment is not None and bool(self._is_jump[segment.start])

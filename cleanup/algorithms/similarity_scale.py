@@ -25,10 +25,10 @@ SEEN_TWICE_POSITION = 0.50
 _MIN_TOGETHER = 6
 # People between whom strangers are measured: below three a single pair of people decides.
 _MIN_CLUSTERS, _MIN_PAIRS = 3, 12
-# Strangers lie close to each other on the scale: their lower tail, measured from the quartile and from the median, is
-# no longer than this. Pairs of one person, or of one person and of two, spread over half of it.
-_MAX_QUARTILE_TAIL, _MAX_MEDIAN_TAIL = 0.25, 0.30
-_MIN_TRACKS = 8
+# Strangers lie close to each other on the scale: their lower tail, from the quartile, is no longer than this.
+_MAX_TAIL = 0.25
+# Pairs that were joined lie far above strangers, or one person was taken for many.
+_MIN_JOINED_POSITION = 0.35
 _MAX_ROUNDS, _TOLERANCE = 6, 1e-3
 # Tracks that are compared with each other; more tell nothing more.
 _MAX_TRACKS = 1500
@@ -108,8 +108,8 @@ def measure_scale(
     """Measures what two people look like, from the vectors of an episode's tracks.
 
     Tracks are clustered, the median over the pairs of different clusters is taken for strangers, the cut moves with it,
-    and so on until nothing changes. Pairs in one frame, of which most are two people, say where to begin; where there
-    are few, all pairs do. Both are believed only if they lie as close together as strangers do.
+    and so on until nothing changes. Pairs in one frame, of which most are two people, say where to begin if there are
+    enough of them and they lie as close together as strangers do.
 
     Args:
         vectors: Unit rows, one per track, shape (n, d).
@@ -127,34 +127,49 @@ def measure_scale(
     pairs = pairs[(pairs >= 0).all(axis=1)]
     cosines = (rows @ rows.T).round(6)
     beside = cosines[pairs[:, 0], pairs[:, 1]]
-    first, second = np.triu_indices(len(rows), 1)
-    everything = cosines[first, second]
-    scale = SimilarityScale(_find_start(beside, everything, len(rows), known))
-    measured = known
+    # With a model that nothing is known of, strangers may be far from where they are assumed, or be no strangers.
+    is_unknown = known.source == ASSUMED
+    far = known.at(SEEN_TWICE_POSITION)
+    start = _find_start(beside, known)
+    found = _settle(rows, cosines, pairs, start, is_doubtful=is_unknown and start.strangers > far)
+    if found is None and is_unknown and len(beside) and beside.min() > far:
+        median = SimilarityScale(float(np.median(cosines[np.triu_indices(len(rows), 1)])))
+        found = _settle(rows, cosines, pairs, median, is_doubtful=True)
+    return known if found is None else found
+
+
+def _find_start(beside: NDArray[np.float64], known: SimilarityScale) -> SimilarityScale:
+    """A first guess of what strangers look like, rather too low than too high."""
+    if len(beside) >= _MIN_TOGETHER:
+        low, quartile = np.percentile(beside, (10, 25))
+        if quartile - low <= _MAX_TAIL * (1.0 - quartile):
+            return SimilarityScale(float(quartile))
+    return known
+
+
+def _settle(
+    rows: NDArray[np.float64],
+    cosines: NDArray[np.float64],
+    pairs: NDArray[np.int64],
+    scale: SimilarityScale,
+    *,
+    is_doubtful: bool,
+) -> SimilarityScale | None:
+    """Clusters and measures in turn until nothing changes; None where that ends with too few people to learn from."""
+    first, second = np.triu_indices(len(cosines), 1)
+    everything, beside = cosines[first, second], cosines[pairs[:, 0], pairs[:, 1]]
     for _ in range(_MAX_ROUNDS):
         walls = Conflicts.of(map(tuple, pairs[beside <= scale.at(SEEN_TWICE_POSITION)].tolist()))
         labels = cluster_tracks(rows, scale.at(CUT_POSITION), walls).labels
-        apart = everything[labels[first] != labels[second]]
+        is_apart = labels[first] != labels[second]
+        apart, joined = everything[is_apart], everything[~is_apart]
         if labels.max() + 1 < _MIN_CLUSTERS or len(apart) < _MIN_PAIRS:
-            return known
-        measured = SimilarityScale(float(np.median(apart)), EPISODE, len(apart))
+            return None
+        # Many people cannot all be unlike each other; a few may happen to be, and would pull the cut down.
+        measured = SimilarityScale(max(float(np.median(apart)), 0.0), EPISODE, len(apart))
         if abs(measured.strangers - scale.strangers) < _TOLERANCE:
             break
         scale = measured
+    if is_doubtful and len(joined) and measured.position_of(float(np.median(joined))) < _MIN_JOINED_POSITION:
+        return None
     return measured
-
-
-def _find_start(
-    beside: NDArray[np.float64], everything: NDArray[np.float64], n_tracks: int, known: SimilarityScale
-) -> float:
-    """A first guess of what strangers look like, rather too low than too high."""
-    if len(beside) >= _MIN_TOGETHER and _is_tight(beside, 25, _MAX_QUARTILE_TAIL):
-        return float(np.percentile(beside, 25))
-    if known.source == ASSUMED and n_tracks >= _MIN_TRACKS and _is_tight(everything, 50, _MAX_MEDIAN_TAIL):
-        return float(np.median(everything))
-    return known.strangers
-
-
-def _is_tight(cosines: NDArray[np.float64], percentile: int, max_tail: float) -> bool:
-    low, middle = np.percentile(cosines, (10, percentile))
-    return bool(middle - low <= max_tail * (1.0 - middle))

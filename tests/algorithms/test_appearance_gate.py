@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +14,16 @@ from hypothesis import strategies as st
 from cleanup.algorithms.appearance_gate import GateSamples, GateThresholds, compute_consecutive_iou, find_changes
 from tests.builders import make_faces, make_people
 
-GATE = GateThresholds(hard=0.70, soft=0.78, streak=2, min_iou=0.55, prototype_momentum=0.85, same_person=0.40)
+GATE = GateThresholds(
+    hard=0.70,
+    soft=0.78,
+    streak=2,
+    min_iou=0.55,
+    prototype_momentum=0.85,
+    same_person=0.40,
+    strangers=0.20,
+    coherent=0.75,
+)
 PEOPLE = make_people(4)
 BLUR = 3  # the direction that all blurred faces share
 
@@ -74,9 +84,59 @@ def test_a_long_stretch_of_untrusted_faces_of_somebody_else_is_split() -> None:
     assert find_splits([(BLUR, 30), (0, 30)]) == [30]
 
 
+def soft_samples(runs: Sequence[tuple[int, int, float]], *, norm: float = 12.0) -> GateSamples:
+    """Samples of (person, number, sharpness) runs, all with embeddings of one length."""
+    parts = [make_faces(PEOPLE[p], n, noise=0.35, seed=i) for i, (p, n, _) in enumerate(runs)]
+    samples = make_samples(np.concatenate(parts), [])
+    samples.norms[:] = norm
+    samples.sharpness[:] = np.concatenate([np.full(n, sharpness) for _, n, sharpness in runs])
+    return samples
+
+
+@pytest.mark.parametrize("place", ["first", "between", "last"])
+def test_half_a_second_of_a_person_in_a_softer_shot_is_somebody(place: str) -> None:
+    """What sharpness the neighbours reach in their shots says nothing about the faces of this one."""
+    soft, sharp, other = (0, 5, 30.0), (1, 12, 500.0), (2, 12, 500.0)
+    runs = {"first": [soft, sharp], "between": [sharp, soft, other], "last": [sharp, soft]}[place]
+
+    cuts = np.cumsum([n for _, n, _ in runs])[:-1].tolist()
+    assert [c.index for c in find_changes(soft_samples(runs), GATE) if c.is_split] == cuts
+
+
+def test_a_short_soft_stretch_between_two_stretches_of_one_person_is_theirs() -> None:
+    runs = [(0, 12, 500.0), (1, 4, 30.0), (0, 12, 500.0)]
+
+    assert not [c for c in find_changes(soft_samples(runs), GATE) if c.is_split]
+
+
+def blur(person: int, n_samples: int, likeness: float, seed: int) -> np.ndarray:
+    """Faces of a person that look mostly like all blurred faces, and by a cosine of ``likeness`` like the person."""
+    direction = likeness * PEOPLE[person] + np.sqrt(1 - likeness**2) * PEOPLE[BLUR]
+    return make_faces(direction, n_samples, noise=0.2, seed=seed)
+
+
+@pytest.mark.parametrize(("sharpness", "n_pieces"), [(5.0, 1), (60.0, 2)], ids=["illegible", "legible"])
+def test_a_long_stretch_too_blurred_to_tell_belongs_to_whom_it_follows(sharpness: float, n_pieces: int) -> None:
+    samples = make_samples(np.concatenate([make_faces(PEOPLE[0], 20, 0.3), blur(0, 25, 0.35, 1)]), [])
+    samples.norms[20:] = 8.0
+    samples.sharpness[20:] = sharpness
+
+    assert sum(c.is_split for c in find_changes(samples, GATE)) == n_pieces - 1
+    samples.boxes[20:] += 300
+    assert sum(c.is_split for c in find_changes(samples, GATE)) == 1, "where the box jumps, it is another shot"
+
+
+def test_a_long_stretch_too_blurred_to_tell_that_looks_like_nobody_stays_by_itself() -> None:
+    samples = make_samples(np.concatenate([make_faces(PEOPLE[0], 20, 0.3), blur(0, 25, 0.0, 1)]), [])
+    samples.norms[20:] = 6.0
+    samples.sharpness[20:] = 5.0
+
+    assert [c.index for c in find_changes(samples, GATE) if c.is_split] == [20]
+
+
 @pytest.mark.parametrize("hard", [0.30, 0.45, 0.60, 0.70])
 def test_the_hard_threshold_does_not_decide_a_clear_case(hard: float) -> None:
-    gate = GateThresholds(hard, hard + 0.08, 2, 0.55, 0.85, 0.40)
+    gate = replace(GATE, hard=hard, soft=hard + 0.08)
 
     assert find_splits([(0, 15), (1, 15), (2, 15)], gate=gate) == [15, 30]
 

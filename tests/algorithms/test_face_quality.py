@@ -18,7 +18,7 @@ from cleanup.algorithms.face_quality import (
 )
 from tests.builders import make_faces, make_people
 
-SCALE = AgreementScale()
+SCALE = AgreementScale(0.20, 0.70)
 OPEN = QualityGates(0, 0, 0, 0, 90, 90, 1, -1, 0)
 GOOD = {"size_px": 100.0, "confidence": 0.9, "sharpness": 200.0, "contrast": 50.0, "yaw": 0.0, "pitch": 0.0,
         "occlusion": 0.0, "agreement": 0.9, "quality": 0.8}  # fmt: skip

@@ -6,34 +6,76 @@ import numpy as np
 import pytest
 
 from cleanup.algorithms.episode_metrics import compute_metrics, find_missed_targets
-from cleanup.algorithms.facebank_matching import PersonSimilarity, combine_seeds, decide_match, find_dissent, find_tier
+from cleanup.algorithms.facebank_matching import (
+    MIN_PROBABILITY,
+    MatchLimits,
+    PersonSimilarity,
+    are_told_apart,
+    combine_seeds,
+    decide_match,
+    find_dissent,
+    find_tier,
+    rate_match,
+)
+from cleanup.algorithms.similarity_scale import SimilarityScale
+
+LIMITS = MatchLimits(0.4, 0.1, MIN_PROBABILITY, SimilarityScale())
 
 
-def decide(*similarities: float) -> str:
-    people = [PersonSimilarity(f"p{i}", f"P {i}", s) for i, s in enumerate(similarities)]
-    return decide_match(people, min_similarity=0.4, min_margin=0.1).status
+def people(*similarities: float) -> list[PersonSimilarity]:
+    return [PersonSimilarity(f"p{i}", f"P {i}", s) for i, s in enumerate(similarities)]
 
 
+@pytest.mark.parametrize("strangers", [0.0, 0.4, 0.85])
 @pytest.mark.parametrize(
-    ("similarities", "status"),
+    ("positions", "status"),
     [
         ((0.7, 0.2), "assigned"),
         ((0.7,), "assigned"),
-        ((0.4, 0.3), "assigned"),
+        ((0.42, 0.1), "assigned"),
+        ((0.45, 0.3), "suggested"),
+        ((0.42, 0.3), "suggested"),
         ((0.7, 0.65), "ambiguous"),
-        ((0.35, 0.1), "suggested"),
+        ((0.38, 0.1), "suggested"),
         ((0.35, 0.33), "ambiguous"),
+        ((0.26, 0.25), "ambiguous"),
         ((0.2, 0.1), "unknown"),
         ((), "unknown"),
     ],
 )
-def test_the_decision_follows_similarity_and_margin(similarities: tuple[float, ...], status: str) -> None:
-    assert decide(*similarities) == status
+def test_the_decision_follows_place_and_lead_whatever_the_scale(
+    positions: tuple[float, ...], status: str, strangers: float
+) -> None:
+    scale = SimilarityScale(strangers, "episode", 100)
+    limits = MatchLimits(scale.at(0.4), scale.width(0.1), MIN_PROBABILITY, scale)
+
+    assert decide_match(people(*map(scale.at, positions)), limits).status == status
 
 
-@pytest.mark.parametrize(("similarity", "tier"), [(0.39, "likely"), (0.36, "likely"), (0.34, "possible")])
-def test_a_suggestion_near_the_threshold_is_likelier(similarity: float, tier: str) -> None:
-    assert find_tier(similarity, 0.4) == tier
+def test_limits_that_are_given_are_enough() -> None:
+    limits = MatchLimits(0.4, 0.1, 0.0, SimilarityScale())
+
+    assert decide_match(people(0.45, 0.34), limits).status == "assigned"
+    assert decide_match(people(0.45, 0.34), LIMITS).status == "suggested"
+
+
+def test_a_match_is_surer_the_nearer_and_the_farther_ahead_it_is() -> None:
+    assert rate_match(0.5, 0.1) > rate_match(0.4, 0.1) > rate_match(0.4, 0.3) > rate_match(0.3, 0.3)
+    assert rate_match(0.6, None) == rate_match(0.6, -0.2), "one photo more or less of somebody far away changes nothing"
+    assert [find_tier(p) for p in (0.9, 0.6)] == ["likely", "possible"]
+
+
+@pytest.mark.parametrize(
+    ("second", "told_apart"),
+    [((0.3, 0.6), "p0"), ((0.25, 0.35), "p0"), ((0.35, 0.2), None), ((0.6, 0.1), None)],
+    ids=["somebody else", "rather somebody else", "unsure", "the same"],
+)
+def test_photos_tell_apart_only_what_is_clear(second: tuple[float, ...], told_apart: str | None) -> None:
+    clear = people(0.7, 0.1)
+
+    assert are_told_apart(clear, people(*second), LIMITS) == (told_apart if second[0] < 0.6 else None)
+    assert (are_told_apart(people(*second), clear, LIMITS) is None) == (told_apart is None)
+    assert are_told_apart(people(0.3, 0.2), people(0.2, 0.3), LIMITS) is None, "neither is anybody"
 
 
 def test_metrics_of_a_small_episode() -> None:

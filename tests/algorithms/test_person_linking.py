@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cleanup.algorithms.facebank_matching import MatchLimits
 from cleanup.algorithms.person_linking import Link, link_people
+from cleanup.algorithms.similarity_scale import SimilarityScale
 from cleanup.people import HUMAN, NONE, PERSON, SEED, Key, ShowCluster
 from tests.builders import make_faces, make_people
 
@@ -25,7 +27,7 @@ def cluster(ep_id: str, number: int, person: int, **values: Any) -> ShowCluster:
 
 
 def link(clusters: Sequence[ShowCluster], next_number: int = 3) -> dict[Key, Link]:
-    return link_people(clusters, NAMES, UNKNOWN_IDS, next_number, min_similarity=0.6, min_margin=0.1)
+    return link_people(clusters, NAMES, UNKNOWN_IDS, next_number, MatchLimits(0.6, 0.1, 0.0, SimilarityScale()))
 
 
 def people_of(links: dict[Key, Link]) -> dict[Key, str | None]:

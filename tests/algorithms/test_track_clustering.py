@@ -1,14 +1,12 @@
-"""Outliers leave, singletons find their cluster, and conflicts hold whatever happens."""
+"""Outliers leave, of two who are seen together one leaves, and doubtful merges are found again."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from cleanup.algorithms.average_linkage import Conflicts
-from cleanup.algorithms.track_clustering import attach_singletons, eject_outliers, find_twins, find_view_merges
+from cleanup.algorithms.average_linkage import Conflicts, cluster_tracks
+from cleanup.algorithms.track_clustering import eject_outliers, find_last_merges, find_twins, rate_merge
 from tests.builders import make_faces, make_people
-
-NONE = Conflicts.of([])
 
 
 def test_a_member_unlike_its_cluster_is_ejected() -> None:
@@ -44,53 +42,25 @@ def test_twins_who_can_be_told_apart_end_up_on_their_sides() -> None:
     assert leaving in ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9])
 
 
-def test_a_singleton_joins_the_cluster_it_belongs_to() -> None:
-    people = make_people(2)
-    vectors = np.concatenate([make_faces(people[0], 5), make_faces(people[0], 1, noise=0.9, seed=9), people[1:2]])
-    labels = np.array([0, 0, 0, 0, 0, 1, 2])
+def test_the_last_merge_of_a_cluster_and_its_two_sides_are_found() -> None:
+    near, far, else_ = make_people(3)
+    mixed = near + 0.5 * far
+    vectors = np.concatenate(
+        [make_faces(near, 4, 0.2), make_faces(mixed / np.linalg.norm(mixed), 3, 0.2, seed=1), make_faces(else_, 2, 0.2)]
+    )
+    result = cluster_tracks(vectors, 0.5, Conflicts.of([]))
+    assert len(set(result.labels.tolist())) == 2
 
-    joins = attach_singletons(vectors, labels, NONE, min_similarity=0.5, n_neighbours=30)
+    [parting] = find_last_merges(result.merges, result.labels, 0.9)
 
-    assert [(i, label) for i, label, _ in joins] == [(5, 0)]
-
-
-def test_a_singleton_in_conflict_with_a_cluster_stays_alone() -> None:
-    vectors = make_faces(make_people(1)[0], 6)
-    labels = np.array([0, 0, 0, 0, 0, 1])
-
-    assert attach_singletons(vectors, labels, Conflicts.of([(5, 2)]), min_similarity=0.5, n_neighbours=30) == []
-
-
-def two_sided_person(n_frontal: int, n_profile: int, n_both: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Views of one person: frontal tracks, profile tracks, and tracks that show both; pooled labels keep them apart."""
-    frontal, profile = make_people(2)
-    views, tracks = [], []
-    for i in range(n_frontal + n_both):
-        views.append(make_faces(frontal, 1, 0.2, i)[0])
-        tracks.append(i)
-    for i in range(n_both + n_profile):
-        views.append(make_faces(profile, 1, 0.2, 50 + i)[0])
-        tracks.append(n_frontal + i)
-    labels = np.array([0] * (n_frontal + n_both) + [1] * n_profile)
-    return np.array(views), np.array(tracks), labels
+    assert (parting.first.tolist(), parting.second.tolist()) == ([0, 1, 2, 3], [4, 5, 6])
+    assert parting.merge.sizes == (4, 3)
+    assert find_last_merges(result.merges, result.labels, 0.6) == [], "above it no merge is doubtful"
 
 
-def test_tracks_that_show_both_sides_join_profile_and_frontal_clusters() -> None:
-    views, tracks, labels = two_sided_person(3, 3, 2)
+def test_a_merge_is_surer_the_more_alike_its_sides_are() -> None:
+    rated = [rate_merge(position) for position in (0.0, 0.25, 0.5, 1.0)]
 
-    merges = find_view_merges(views, tracks, labels, NONE, 0.5)
-
-    assert set(labels) == {0}
-    assert [(m.evidence, m.sizes) for m in merges] == [("views", (5, 3))]
-
-
-def test_one_track_that_shows_both_sides_is_not_enough() -> None:
-    views, tracks, labels = two_sided_person(3, 3, 1)
-
-    assert find_view_merges(views, tracks, labels, NONE, 0.5) == []
-
-
-def test_views_do_not_join_what_shares_a_frame() -> None:
-    views, tracks, labels = two_sided_person(3, 3, 2)
-
-    assert find_view_merges(views, tracks, labels, Conflicts.of([(0, 6)]), 0.5) == []
+    assert rated == sorted(rated)
+    assert rated[0] < 0.5 < rated[1] < 0.7
+    assert rated[-1] > 0.98

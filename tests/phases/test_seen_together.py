@@ -57,9 +57,8 @@ def test_a_reflection_stays_by_itself_and_keeps_no_other_tracks_apart(
         {name} for name in ("a", "a-", "b", "b-", "c", "c-", "d", "d-", "e", "f")
     ]
     cuts = [r["thresholds"]["cluster_thresh"] for r in (report, without)]
-    assert [cut["source"] for cut in cuts] == ["evidence", "evidence"]
+    assert [cut["source"] for cut in cuts] == ["episode", "episode"]
     assert cuts[0]["value"] == pytest.approx(cuts[1]["value"], abs=0.02)
-    assert report["thresholds"]["evidence"]["maybe_seen_twice"]["n"] == len(MIRRORED)
     assert [q["track_ids"] for q in report["questions"]] == [[[29 + i, 30 + i], [37 + i, 38 + i]] for i in (0, 2, 4, 6)]
     assert all(q["frames_shared"] > 20 and q["similarity"] > 0.9 for q in report["questions"])
     assert "4 pairs of identities may be one person" in report["warnings"][0]
