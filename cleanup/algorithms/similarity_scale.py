@@ -9,6 +9,7 @@ person looks like in two shots: the samples of one track are of one light and on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,6 @@ _MIN_TOGETHER = 6
 _MIN_CLUSTERS, _MIN_PAIRS = 3, 12
 # Strangers lie close to each other on the scale: their lower tail, from the quartile, is no longer than this.
 _MAX_TAIL = 0.25
-# Pairs that were joined lie far above strangers, or one person was taken for many.
-_MIN_JOINED_POSITION = 0.35
 _MAX_ROUNDS, _TOLERANCE = 6, 1e-3
 # Tracks that are compared with each other; more tell nothing more.
 _MAX_TRACKS = 1500
@@ -127,24 +126,29 @@ def measure_scale(
     pairs = pairs[(pairs >= 0).all(axis=1)]
     cosines = (rows @ rows.T).round(6)
     beside = cosines[pairs[:, 0], pairs[:, 1]]
-    # With a model that nothing is known of, strangers may be far from where they are assumed, or be no strangers.
-    is_unknown = known.source == ASSUMED
-    far = known.at(SEEN_TWICE_POSITION)
-    start = _find_start(beside, known)
-    found = _settle(rows, cosines, pairs, start, is_doubtful=is_unknown and start.strangers > far)
-    if found is None and is_unknown and len(beside) and beside.min() > far:
-        median = SimilarityScale(float(np.median(cosines[np.triu_indices(len(rows), 1)])))
-        found = _settle(rows, cosines, pairs, median, is_doubtful=True)
-    return known if found is None else found
-
-
-def _find_start(beside: NDArray[np.float64], known: SimilarityScale) -> SimilarityScale:
-    """A first guess of what strangers look like, rather too low than too high."""
-    if len(beside) >= _MIN_TOGETHER:
-        low, quartile = np.percentile(beside, (10, 25))
-        if quartile - low <= _MAX_TAIL * (1.0 - quartile):
-            return SimilarityScale(float(quartile))
+    for start in _find_starts(beside, cosines[np.triu_indices(len(rows), 1)], known):
+        found = _settle(rows, cosines, pairs, start)
+        if found is not None:
+            return found
     return known
+
+
+def _find_starts(
+    beside: NDArray[np.float64], everything: NDArray[np.float64], known: SimilarityScale
+) -> Iterator[SimilarityScale]:
+    """First guesses of what strangers look like, rather too low than too high."""
+    far = known.at(SEEN_TWICE_POSITION)
+    low, quartile = np.percentile(beside, (10, 25)) if len(beside) else (-1.0, -1.0)
+    # Those in one frame are no more alike than any two tracks; a face and its reflection are. Where they are no
+    # reflections, and all as alike as one person would be with the model that is assumed, it is another model.
+    are_strangers = quartile <= np.percentile(everything, 75)
+    is_believed = known.source == CALIBRATION or quartile <= far or are_strangers
+    if len(beside) >= _MIN_TOGETHER and quartile - low <= _MAX_TAIL * (1.0 - quartile) and is_believed:
+        yield SimilarityScale(float(quartile))
+    else:
+        yield known
+    if known.source == ASSUMED and len(beside) and beside.min() > far and are_strangers:
+        yield SimilarityScale(float(np.median(everything)))
 
 
 def _settle(
@@ -152,8 +156,6 @@ def _settle(
     cosines: NDArray[np.float64],
     pairs: NDArray[np.int64],
     scale: SimilarityScale,
-    *,
-    is_doubtful: bool,
 ) -> SimilarityScale | None:
     """Clusters and measures in turn until nothing changes; None where that ends with too few people to learn from."""
     first, second = np.triu_indices(len(cosines), 1)
@@ -161,8 +163,7 @@ def _settle(
     for _ in range(_MAX_ROUNDS):
         walls = Conflicts.of(map(tuple, pairs[beside <= scale.at(SEEN_TWICE_POSITION)].tolist()))
         labels = cluster_tracks(rows, scale.at(CUT_POSITION), walls).labels
-        is_apart = labels[first] != labels[second]
-        apart, joined = everything[is_apart], everything[~is_apart]
+        apart = everything[labels[first] != labels[second]]
         if labels.max() + 1 < _MIN_CLUSTERS or len(apart) < _MIN_PAIRS:
             return None
         # Many people cannot all be unlike each other; a few may happen to be, and would pull the cut down.
@@ -170,6 +171,4 @@ def _settle(
         if abs(measured.strangers - scale.strangers) < _TOLERANCE:
             break
         scale = measured
-    if is_doubtful and len(joined) and measured.position_of(float(np.median(joined))) < _MIN_JOINED_POSITION:
-        return None
     return measured

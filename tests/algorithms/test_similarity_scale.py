@@ -66,13 +66,14 @@ def test_of_fewer_than_three_people_nothing_is_learned(counts: list[int]) -> Non
 
 
 def test_a_person_before_a_mirror_is_no_crowd_of_strangers() -> None:
-    """One person in twenty tracks, clear ones and poor ones, each of them beside another one."""
+    """One person in twenty tracks, clear ones and poor ones, each of them beside its reflection."""
     person = make_people(1, 128)[0]
-    vectors = np.concatenate(
-        [make_faces(person, 1, noise, seed=i) for i, noise in enumerate(np.linspace(0.2, 1.1, 20))]
-    )
+    faces = np.concatenate([make_faces(person, 1, noise, seed=i) for i, noise in enumerate(np.linspace(0.2, 1.1, 20))])
+    reflections = np.concatenate([make_faces(face, 1, 0.4, seed=50 + i) for i, face in enumerate(faces)])
 
-    assert measure_scale(vectors, np.array([(i, i + 1) for i in range(0, 20, 2)])).source == ASSUMED
+    scale = measure_scale(np.concatenate([faces, reflections]), np.stack([np.arange(20), 20 + np.arange(20)], axis=1))
+
+    assert scale == SimilarityScale(0.0, ASSUMED)
 
 
 def test_a_few_people_who_are_very_unlike_each_other_do_not_pull_the_scale_down() -> None:
