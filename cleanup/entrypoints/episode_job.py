@@ -378,6 +378,7 @@ def _refine(
     with report.timings.measure("read"):
         episode = read_episode(job.paths)
     report.settings = job.settings.describe()
+    report.warnings += job.settings.notes
     _ = inputs.values  # before anything is read from them: what changes under the run counts as not yet seen
     video, engine, model = None, None, None
     if inputs.video is not None:

@@ -437,15 +437,16 @@ def _merge_rows(
 
 @dataclass(frozen=True)
 class _Unlike:
-    """Tells identities whose centroids are no more alike than strangers are, whatever their names say."""
+    """Tells identities whose centroids are no more alike than strangers are, though photos gave them one name."""
 
     centroids: Mapping[str, Centroid]
     limit: float
 
     def explain(self, a: Row, b: Row) -> str | None:
-        """Why two identities of one name do not agree, or None; two that people named do."""
+        """Why two identities of one name do not agree, or None; whom a person put together stay together."""
         known = [self.centroids[row["identity_id"]].vector for row in (a, b) if row["identity_id"] in self.centroids]
-        if len(known) < 2 or (is_human_named(a) and is_human_named(b)) or float(known[0] @ known[1]) >= self.limit:
+        is_named_by_photo = FACEBANK_SOURCE in (a["person_source"], b["person_source"])
+        if len(known) < 2 or not is_named_by_photo or float(known[0] @ known[1]) >= self.limit:
             return None
         return "unlike each other"
 
