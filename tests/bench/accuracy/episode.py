@@ -12,7 +12,15 @@ from tests.bench.accuracy.calibration import Statement, check_merges, check_name
 from tests.bench.accuracy.causes import count_by_shot, count_merges
 from tests.bench.accuracy.methods import METHODS, raw_artifacts
 from tests.bench.accuracy.peeks import ORACLE, ORACLE_TWO_PEOPLE, PLAIN_BEST, SAME_PIECES, oracle, plain_gate_best
-from tests.bench.accuracy.product import OURS, OURS_ALONE, recut_best, run_product, with_facebank
+from tests.bench.accuracy.product import (
+    OURS,
+    OURS_ALONE,
+    OURS_ANSWERED,
+    answer_questions,
+    recut_best,
+    run_product,
+    with_facebank,
+)
 from tests.bench.accuracy.scene import observe_scene, score
 
 
@@ -48,6 +56,7 @@ def bench_episode(root: Path, truth_file: Path, seeds: Path, settings: ResolvedS
     peeking = {
         ORACLE: oracle(scene),
         ORACLE_TWO_PEOPLE: oracle(scene, joins_pictures=True),
+        OURS_ANSWERED: answer_questions(scene, last),
         SAME_PIECES: recut_best(scene, alone, settings),
         PLAIN_BEST: plain_gate_best(scene),
     }
