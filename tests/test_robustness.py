@@ -143,8 +143,12 @@ def test_with_a_third_of_the_face_lines_gone(shared: Path, enrolled_data: Path, 
 @pytest.fixture(scope="module", params=[pytest.param(e, marks=pytest.mark.xdist_group(e)) for e in EPISODES])
 def observed(shared: Path, request: pytest.FixtureRequest) -> Episode:
     """A real episode with its observations, so that thresholds are tried without a look at a pixel."""
+    return observe(shared, shared / "data", request.param)
+
+
+def observe(shared: Path, root: Path, ep_id: str) -> Episode:
     settings = resolve_for_run({"models": str(shared / "models"), "device": "cpu"}, "balanced", None)
-    paths = EpisodePaths(RootPath(shared / "data"), request.param)
+    paths = EpisodePaths(RootPath(root), ep_id)
     episode = attach_detections(read_episode(paths), settings.settings.observe)
     with VideoFrames(paths.video.system_path) as video:
         info = video.info
@@ -170,7 +174,7 @@ def bcubed_f(shared: Path, episode: Episode, settings: Settings) -> tuple[float,
     return 2 * precision * recall / (precision + recall), episode
 
 
-@pytest.mark.parametrize("cut", [0.35, 0.40, 0.45, 0.50])
+@pytest.mark.parametrize("cut", [0.25, 0.30, 0.40, 0.50])
 def test_the_clustering_threshold_is_flat(shared: Path, observed: Episode, cut: float) -> None:
     settings = Settings()
     settings = replace(settings, recluster=replace(settings.recluster, cluster_thresh=Threshold(cut, is_auto=False)))
@@ -188,9 +192,9 @@ def test_the_hard_gate_is_flat(shared: Path, observed: Episode, hard: float) -> 
     assert bcubed_f(shared, observed, replace(settings, split_tracks=gate))[0] >= 0.97
 
 
-@pytest.mark.parametrize("strength", [0.8, 1.2])
+@pytest.mark.parametrize("strength", [0.75, 2.4])
 def test_a_model_of_another_scale_is_clustered_as_well(shared: Path, observed: Episode, strength: float) -> None:
-    """Every embedding gets the same direction mixed in, so that all similarities rise: two people look alike at 0.4."""
+    """Every embedding gets the same direction mixed in, so that two people are at 0.36 and at 0.85."""
     assert observed.observations is not None
     shifted = _shift(observed, strength)
 
@@ -204,8 +208,6 @@ def test_a_model_of_another_scale_is_clustered_as_well(shared: Path, observed: E
 
 
 def _shift(episode: Episode, strength: float) -> Episode:
-    from cleanup import schemas
-
     assert episode.observations is not None
     table = episode.observations
     vectors = schemas.embeddings_of(table)
