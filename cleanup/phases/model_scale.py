@@ -16,6 +16,8 @@ from cleanup.algorithms.similarity_scale import SimilarityScale, measure_scale
 from cleanup.episode import Episode
 from cleanup.phases.track_samples import group_rows
 
+# Faces whose embedding is so much shorter than the episode's good ones are no evidence of anything.
+_MIN_RELATIVE_NORM = 0.6
 # The longest embedding is that of the best face. Of a model that normalises its output, lengths differ by noise alone,
 # and the sharpest face is taken.
 _DECIMALS = 3
@@ -36,6 +38,8 @@ def measure_face_scale(episode: Episode, known: SimilarityScale | None = None) -
         table = episode.observations.filter(
             pc.and_(pc.is_valid(episode.observations["embedding"]), episode.observations["is_sampled"])
         )
+        norms = schemas.floats_of(table, "norm")
+        table = table.filter(norms >= _MIN_RELATIVE_NORM * np.percentile(norms, 80)) if len(table) else table
         quality, sharpness = schemas.floats_of(table, "norm"), np.nan_to_num(schemas.floats_of(table, "sharpness"))
     else:
         table = episode.embedded_faces
