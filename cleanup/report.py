@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from cleanup import schemas
 from cleanup.algorithms.episode_metrics import compute_metrics, find_missed_targets
+from cleanup.algorithms.similarity_scale import ASSUMED, SimilarityScale
 from cleanup.episode import Episode
 from cleanup.people import GroupingPlan
 from cleanup.phases.gate import count_switches
@@ -31,13 +32,15 @@ class EpisodeFigures:
     metrics: dict[str, float]
 
 
-def measure_episode(episode: Episode, gate: SplitTracksSettings) -> EpisodeFigures:
+def measure_episode(
+    episode: Episode, gate: SplitTracksSettings, known: SimilarityScale | None = None
+) -> EpisodeFigures:
     """Counts and metrics of an episode; the same function before and after a run."""
     durations = schemas.floats_of(episode.tracks, "end_s") - schemas.floats_of(episode.tracks, "start_s")
     # A track lasts to the end of its last frame.
     durations = durations + 1 / episode.fps
     sizes = [len(t) for t in episode.identities["track_ids"].to_pylist()]
-    metrics = compute_metrics(np.round(durations, 6), sizes, count_switches(episode, gate), episode.duration_s)
+    metrics = compute_metrics(np.round(durations, 6), sizes, count_switches(episode, gate, known), episode.duration_s)
     return EpisodeFigures(len(episode.tracks), len(episode.embedded_faces), len(episode.identities), metrics)
 
 
@@ -56,6 +59,19 @@ def find_warnings(after: EpisodeFigures, settings: ReclusterSettings) -> list[st
             f"{after.n_clusters} identities, expected {settings.min_cluster_count} to {settings.max_cluster_count}"
         )
     return warnings
+
+
+def find_scale_warnings(phases: Collection[Mapping[str, Any]]) -> list[str]:
+    """A sentence where a phase could not tell what two people look like to the model, and nothing was known of it."""
+    placed = [phase["thresholds"]["scale"] for phase in phases if "thresholds" in phase]
+    placed += [phase["min_agreement"] for phase in phases if "min_agreement" in phase]
+    if all(entry["source"] != ASSUMED for entry in placed):
+        return []
+    return [
+        "the episode shows too few people to tell the model's scale, so thresholds are those of a model for which two "
+        "people are at a cosine of 0; measure it once: cleanup models calibrate --photos DIR (used where people are "
+        "named, by group_clusters)"
+    ]
 
 
 @dataclass

@@ -25,7 +25,7 @@ from cleanup.phases.recluster import recluster
 from cleanup.phases.reembed import reembed
 from cleanup.phases.split_tracks import split_tracks
 from cleanup.progress import PhaseProgress, ReportItems, ReportProgress
-from cleanup.report import CleanupReport, find_warnings, measure_episode
+from cleanup.report import CleanupReport, find_scale_warnings, find_warnings, measure_episode
 from cleanup.settings import Settings
 
 # Same model, same face: a re-embedded face is near the one on disk. A median below this means another video.
@@ -160,7 +160,7 @@ def run(
         with report.timings.measure("observe"):
             episode = _observe(episode, actions, context, counter, report)
     with report.timings.measure("measure"):
-        report.before = measure_episode(episode, context.settings.split_tracks)
+        report.before = measure_episode(episode, context.settings.split_tracks, context.calibration)
     for name in actions:
         counter = _PhaseCounter(progress, actions, name)
         counter(0, 1)
@@ -176,7 +176,8 @@ def run(
         raise InvariantError(f"{episode.ep_id}: internal error, nothing was written ({problems[0]})", problems)
     with report.timings.measure("measure"):
         episode = refresh_identity_figures(episode, context.settings.pooling, context.settings.recluster)
-        report.after = measure_episode(episode, context.settings.split_tracks)
+        report.after = measure_episode(episode, context.settings.split_tracks, context.calibration)
+    report.warnings += find_scale_warnings(report.phases.values())
     report.warnings += find_warnings(report.after, context.settings.recluster)
     return episode
 

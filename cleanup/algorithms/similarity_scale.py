@@ -9,7 +9,7 @@ person looks like in two shots: the samples of one track are of one light and on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,9 @@ _MAX_TAIL = 0.25
 _MAX_ROUNDS, _TOLERANCE = 6, 1e-3
 # Tracks that are compared with each other; more tell nothing more.
 _MAX_TRACKS = 1500
+
+# So many people have to be on photos before they tell what two people look like.
+MIN_PEOPLE = 3
 
 EPISODE, CALIBRATION, ASSUMED = "episode", "calibration", "assumed"
 
@@ -172,3 +175,51 @@ def _settle(
             break
         scale = measured
     return measured
+
+
+@dataclass(frozen=True)
+class SamePerson:
+    """How alike photos of one person are: pairs, and median and 10th percentile of their cosines."""
+
+    n_pairs: int
+    median: float
+    tenth: float
+
+
+def calibrate_scale(vectors: NDArray[np.floating], people: Sequence[str]) -> SimilarityScale | None:
+    """Measures what two people look like, from photos of people who are known.
+
+    Args:
+        vectors: Unit rows, one per photo, or the mean of a person's, shape (n, d).
+        people: Who is on each.
+
+    Returns:
+        The scale by the median over pairs of people, each of which counts by its mean whatever the number of photos;
+        None where there are fewer than three people.
+    """
+    owners, place = np.unique(np.array(people, str), return_inverse=True)
+    if len(owners) < MIN_PEOPLE:
+        return None
+    # The mean over all pairs of two people's photos is the product of the two means.
+    means = np.zeros((len(owners), np.shape(vectors)[1]))
+    np.add.at(means, place, np.asarray(vectors, np.float64))
+    means = (means / np.bincount(place)[:, None])[_spread(len(owners))]
+    apart = (means @ means.T)[np.triu_indices(len(means), 1)]
+    return SimilarityScale(max(round(float(np.median(apart)), 4), 0.0), CALIBRATION, len(apart))
+
+
+def measure_same_person(vectors: NDArray[np.floating], people: Sequence[str]) -> SamePerson | None:
+    """How alike one person's photos are, over those who have several; arguments as in ``calibrate_scale``."""
+    owners = np.array(people, str)
+    cosines = []
+    for person in np.unique(owners):
+        rows = np.asarray(vectors, np.float64)[np.flatnonzero(owners == person)]
+        rows = rows[_spread(len(rows))]
+        cosines.append((rows @ rows.T)[np.triu_indices(len(rows), 1)])
+    pairs = np.concatenate(cosines) if cosines else np.zeros(0)
+    return SamePerson(len(pairs), float(np.median(pairs)), float(np.percentile(pairs, 10))) if len(pairs) else None
+
+
+def _spread(n_rows: int) -> NDArray[np.int64]:
+    """Places of all rows, or of as many as tell enough."""
+    return np.unique(np.linspace(0, n_rows - 1, min(n_rows, _MAX_TRACKS)).astype(np.int64))

@@ -11,6 +11,7 @@ import psycopg
 from numpy.typing import NDArray
 
 from cleanup.algorithms.facebank_matching import combine_seeds
+from cleanup.edges.postgres_calibrations import PostgresCalibrations
 from cleanup.edges.postgres_dsn import Dsn
 from cleanup.edges.postgres_people import PostgresPeople, log_event
 from cleanup.edges.postgres_server import PostgresServer
@@ -97,6 +98,11 @@ class PostgresFacebank(PostgresServer):
     def people(self) -> PostgresPeople:
         """The people of the shows, across episodes."""
         return PostgresPeople(self.server)
+
+    @property
+    def calibrations(self) -> PostgresCalibrations:
+        """What two people look like to each model."""
+        return PostgresCalibrations(self.server)
 
     def read_show(self, show: str, model: str) -> ShowState:
         """See ``cleanup.interfaces.Facebank``."""

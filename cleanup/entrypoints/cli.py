@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from cleanup.entrypoints.backups_cli import backups_app, diff_command
 from cleanup.entrypoints.facebank_cli import facebank_app
 from cleanup.entrypoints.jobs_cli import jobs_app
+from cleanup.entrypoints.models_cli import models_app
 from cleanup.entrypoints.options import (
     ACTIONS,
     CONFIG_DIR,
@@ -58,6 +59,7 @@ app.add_typer(backups_app, name="backups")
 app.command("diff")(diff_command)
 app.add_typer(facebank_app, name="facebank")
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(models_app, name="models")
 app.add_typer(people_app, name="people")
 
 

@@ -39,6 +39,7 @@ from cleanup.settings import SPECS
 
 # Libraries for pixels, models and PostgreSQL are imported where a run turns out to need them.
 if TYPE_CHECKING:
+    from cleanup.edges.postgres_calibrations import KnownScales
     from cleanup.edges.postgres_facebank import PostgresFacebank
     from cleanup.edges.postgres_server import ShowHold
 
@@ -331,6 +332,13 @@ class _Inputs:
         """The Facebank, if people are to be named and it is there."""
         return self._tools.facebank if "group_clusters" in self._job.actions else None
 
+    @cached_property
+    def scales(self) -> KnownScales:
+        """What the Facebank knows of the scales of models."""
+        from cleanup.edges.postgres_calibrations import KnownScales
+
+        return self.facebank.calibrations.find_scales(self.show) if self.facebank is not None else KnownScales()
+
     @property
     def show(self) -> str:
         """Show whose people are looked up."""
@@ -348,6 +356,7 @@ class _Inputs:
             "video": self.video_sha256 if self.video is not None else None,
             "models": self._tools.model_sha256 if self.video is not None else None,
             "facebank": self.facebank.compute_digest(self.show) if self.facebank is not None else None,
+            "scales": self.scales.describe(),
         }
 
     def compute_fingerprint(self) -> str:
@@ -404,7 +413,10 @@ def _refine(
     if job.write_back and inputs.facebank is not None:
         inputs.facebank.check_writable()  # not only after hours of work
         hold = functools.partial(inputs.hold_people, stack)
-    context = RunContext(settings, engine, video, inputs.facebank, note, inputs.show, model, tools.run_many, hold)
+    known = inputs.scales.find(model or episode.embedding_model, None if model is None else tools.model_sha256)
+    context = RunContext(
+        settings, engine, video, inputs.facebank, note, inputs.show, model, tools.run_many, hold, known
+    )
     refined = run(episode, job.actions, context, tell, report)
     if settings.output.save_crops or settings.output.save_frames:
         refined = _save_images(job, run_id, refined, inputs)

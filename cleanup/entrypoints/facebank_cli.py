@@ -16,9 +16,7 @@ from cleanup.errors import CleanupError, FacebankError, SettingsError, VideoErro
 
 if TYPE_CHECKING:
     from cleanup.edges.data_root import DataRoot
-    from cleanup.edges.onnx_models import FaceModels
     from cleanup.edges.postgres_facebank import StoredSeed
-    from cleanup.edges.seed_photos import PhotoOutcome, SeedRules
     from cleanup.names import EpId
     from cleanup.resolve_settings import ResolvedSettings
 
@@ -26,12 +24,10 @@ facebank_app = typer.Typer(help="The known people: photos in, names out.", no_ar
 
 ONE_SHOW = Annotated[str | None, typer.Option("--show", help="Only this show. [all]", show_default=False)]
 DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
-_PHOTOS_HELP = "One folder per person, DIR/PERSON, with JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF pictures."
-PHOTOS = Annotated[Path, typer.Argument(metavar="DIR", help=_PHOTOS_HELP)]
+PHOTOS_HELP = "One folder per person, DIR/PERSON, with JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF pictures."
+PHOTOS = Annotated[Path, typer.Argument(metavar="DIR", help=PHOTOS_HELP)]
 LARGEST = Annotated[bool, typer.Option("--largest", help="Of several faces in a photo take the largest.")]
 ALIGNED = Annotated[bool, typer.Option("--aligned", help="The photos are aligned 112x112 crops; nothing is detected.")]
-# Two photos this alike are one picture, saved twice.
-_SAME_PICTURE = 0.98
 
 
 def _tell(line: str, value: dict[str, Any], *, is_json: bool) -> None:
@@ -45,28 +41,10 @@ def _count_seeds(n_seeds: int) -> str:
     return f"{n_seeds} seed{'' if n_seeds == 1 else 's'}"
 
 
-def _load_models(resolved: ResolvedSettings) -> FaceModels:
-    from cleanup.edges.onnx_models import ModelSpec, load_models
-    from cleanup.entrypoints.run_tools import find_models
-
-    observe = resolved.settings.observe
-    return load_models(ModelSpec(str(find_models(resolved)), observe.device, observe.embed_device))
-
-
-def _rules(resolved: ResolvedSettings, *, largest: bool, aligned: bool) -> SeedRules:
-    from cleanup.edges.seed_photos import SeedRules
-
-    seeds = resolved.settings.seeds
-    max_yaw = seeds.max_seed_yaw if seeds.check_pose_quality else None
-    return SeedRules(
-        resolved.settings.observe.det_thresh, max_yaw, seeds.min_seed_blur, use_largest=largest, is_aligned=aligned
-    )
-
-
 @facebank_app.command("enroll")
 @with_setting_options(["models", "device", "facebank_dsn", "det_thresh"])
 def enroll_command(
-    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help=_PHOTOS_HELP)] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help=PHOTOS_HELP)] = None,
     show: Annotated[
         str | None, typer.Option("--show", help="Show the people belong to, as in its episode ids.")
     ] = None,
@@ -97,7 +75,13 @@ def enroll_command(
         from cleanup.edges.photo_folders import find_photos
         from cleanup.edges.seed_images import save_images
         from cleanup.edges.seed_photos import embed_photos
-        from cleanup.entrypoints.enrolment import Enrolment
+        from cleanup.entrypoints.enrolment import (
+            Enrolment,
+            PhotoAccount,
+            check_duplicates,
+            load_face_models,
+            make_rules,
+        )
         from cleanup.entrypoints.run_tools import facebank_of
         from cleanup.names import check_ep_id, check_show, show_of
 
@@ -116,14 +100,14 @@ def enroll_command(
             raise SettingsError("--show is needed: the show the people belong to, as in its episode ids")
         checked = check_show(show)
         photos = find_photos(folder)
-        models = _load_models(resolved)
-        outcomes = list(embed_photos(photos.photos, models, _rules(resolved, largest=largest, aligned=aligned)))
+        models = load_face_models(resolved)
+        outcomes = list(embed_photos(photos.photos, models, make_rules(resolved, largest=largest, aligned=aligned)))
         if from_episode is not None:  # the folder they lie in is gone in a moment
             outcomes = [dataclasses.replace(o, path=Path(o.path.name)) for o in outcomes]
         n_new = 0
         with facebank_of(resolved, root) as facebank:
             stored = facebank.list_seeds(show)
-            outcomes = _check_duplicates(outcomes, stored, models.recogniser.name)
+            outcomes = check_duplicates(outcomes, stored, models.recogniser.name)
             found = [(o.seed, o.images) for o in outcomes if o.seed is not None and o.images is not None]
             if not dry_run:
                 known = {(s.seed.person_id, s.seed.image_sha256) for s in stored}
@@ -134,7 +118,7 @@ def enroll_command(
                     for seed, images in found
                 ]
                 n_new = facebank.enroll(show, models.recogniser.name, models.recogniser.sha256, seeds)
-        result = Enrolment(show, photos, outcomes, n_new, dry_run)
+        result = Enrolment(show, PhotoAccount(photos, outcomes), n_new, dry_run)
         if json_output:
             print_json(result.to_json())
         else:
@@ -177,33 +161,6 @@ def _cut_confirmed(
         raise VideoError(f"{root.show(root.paths(ep_id).video)}: no video, and the faces are cut out of it")
     path = node_cache(resolved).fetch(video) if is_url(video) else Path(video)
     write_best_faces(episode, identity, path, target, n_faces)
-
-
-def _check_duplicates(outcomes: list[PhotoOutcome], stored: list[StoredSeed], model: str) -> list[PhotoOutcome]:
-    """Refuses a photo that is enrolled for somebody else, and notes one that the person has in another file."""
-    import dataclasses
-
-    checked: list[PhotoOutcome] = []
-    seen = [(s.seed, f"seed {s.seed.image_name}") for s in stored if s.model == model]
-    for outcome in outcomes:
-        seed, twin = outcome.seed, None
-        if seed is not None:
-            for other, what in seen:
-                is_same = seed.image_sha256 == other.image_sha256
-                if is_same and seed.person_id == other.person_id:
-                    twin = None  # the very photo again: enrolling does nothing
-                    break
-                if is_same or float(seed.embedding @ other.embedding) >= _SAME_PICTURE:
-                    twin = other, what
-            if twin is not None and twin[0].person_id != seed.person_id:
-                problem = f"the same picture as {twin[1]} of {twin[0].person_id}; one of the two is somebody else"
-                outcome = dataclasses.replace(outcome, seed=None, problem=problem)
-            elif twin is not None:
-                outcome = dataclasses.replace(outcome, note=f"nearly the same picture as {twin[1]}")
-            if outcome.seed is not None:
-                seen.append((seed, str(outcome.path)))
-        checked.append(outcome)
-    return checked
 
 
 @facebank_app.command("list")
@@ -465,12 +422,13 @@ def reembed_command(
         import numpy as np
 
         from cleanup.edges.seed_images import read_crop
+        from cleanup.entrypoints.enrolment import load_face_models
 
         entries = bank.facebank.list_seeds(show)
         crops = [read_crop(bank.root, entry.seed) for entry in entries]
         if not crops:
             raise FacebankError("there are no seeds to embed anew; add people with: cleanup facebank enroll")
-        recogniser = _load_models(resolve(settings, None, config_dir)).recogniser
+        recogniser = load_face_models(resolve(settings, None, config_dir)).recogniser
         vectors = recogniser.embed(np.stack(crops))
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         bad = [e.seed.image_name for e, norm in zip(entries, norms[:, 0], strict=True) if not norm > 0]
@@ -508,6 +466,7 @@ def backfill_command(
         from cleanup.edges.photo_folders import find_photos
         from cleanup.edges.seed_images import read_image, save_images
         from cleanup.edges.seed_photos import embed_photos
+        from cleanup.entrypoints.enrolment import load_face_models, make_rules
         from cleanup.names import check_show
 
         resolved = resolve(settings, None, config_dir)
@@ -516,9 +475,9 @@ def backfill_command(
             for e in bank.facebank.list_seeds(show)
             if e.seed.embed_path is None or read_image(bank.root, e.seed.embed_path) is None
         ]
-        rules = _rules(resolved, largest=largest, aligned=aligned)
+        rules = make_rules(resolved, largest=largest, aligned=aligned)
         found = {}
-        for outcome in embed_photos(find_photos(folder).photos, _load_models(resolved), rules):
+        for outcome in embed_photos(find_photos(folder).photos, load_face_models(resolved), rules):
             if outcome.seed is not None and outcome.images is not None:
                 found[outcome.person_id, outcome.seed.image_sha256] = outcome.seed, outcome.images
         filled = {}

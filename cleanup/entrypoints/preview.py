@@ -56,7 +56,9 @@ def preview_episode(root: DataRoot, ep_id: EpId, actions: Sequence[str], setting
     with Tools(settings, root) as tools:
         facebank = tools.facebank if "group_clusters" in chosen else None
         note = f"there is no Facebank under {root.name} yet, so nobody would be named"
-        context = RunContext(settings.settings, None, None, facebank, note, show, episode.embedding_model)
+        model = episode.embedding_model
+        known = facebank.calibrations.find_scales(show).find(model, None) if facebank is not None else None
+        context = RunContext(settings.settings, None, None, facebank, note, show, model, calibration=known)
         run(episode, chosen, context, lambda _: None, report)
     record = report.to_json()
     # Counts; which tracks and identities they are stands in the report of a run.
