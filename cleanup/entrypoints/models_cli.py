@@ -94,7 +94,6 @@ def _measure(account: PhotoAccount, recogniser: FaceRecogniser) -> tuple[Calibra
 
 
 def _describe(calibration: Calibration) -> dict[str, Any]:
-    measured_at = calibration.measured_at
     return {
         "model": calibration.model,
         "model_sha256": calibration.model_sha256,
@@ -102,7 +101,6 @@ def _describe(calibration: Calibration) -> dict[str, Any]:
         "people": calibration.n_people,
         "photos": calibration.n_photos,
         "pairs": calibration.scale.n_pairs,
-        "measured_at": None if measured_at is None else measured_at.isoformat(),
     }
 
 
@@ -125,10 +123,9 @@ def list_command(
     with one_line_errors(), open_bank(settings, config_dir, out_root) as bank:
         calibrations = bank.facebank.calibrations.list_all()
         if json_output:
-            print_json([_describe(c) for c in calibrations])
+            print_json([{**_describe(c), "measured_at": c.measured_at} for c in calibrations])
             return
         for c in calibrations:
-            assert c.measured_at is not None
             counts = f"{c.n_people} people, {c.n_photos} photos, {c.scale.n_pairs} pairs"
             strangers = f"two people at {c.scale.strangers:.3f}"
             say_fields(c.model, c.model_sha256[:12], strangers, counts, f"{c.measured_at:%Y-%m-%d}")

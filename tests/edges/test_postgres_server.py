@@ -281,6 +281,15 @@ def test_a_statement_that_waits_for_somebody_says_for_whom(database: str, monkey
             bank.enroll("show", "m", "sha", [make_seed(1)])
 
 
+def test_tables_of_an_earlier_version_get_what_is_missing_and_keep_what_they_hold(database: str) -> None:
+    bank = PostgresFacebank(database)
+    bank.enroll("show", "m", "sha", [make_seed(p) for p in range(3)])
+    admin(database, "DROP TABLE calibrations", "DELETE FROM facebank_migrations WHERE name = '0003_calibrations.sql'")
+
+    assert bank.calibrations.list_all() == []
+    assert len(bank.list_people()) == 3
+
+
 def test_tables_of_a_newer_version_are_left_alone(database: str) -> None:
     bank = PostgresFacebank(database)
     bank.check()
