@@ -79,7 +79,7 @@ def _recluster(episode: Episode, context: RunContext, report: ReportItems) -> tu
     settings, photos = context.settings, None
     model = context.model or episode.embedding_model
     if context.facebank is not None and model is not None:
-        photos = PhotoMatcher(context.facebank, context.show, model, settings.group_clusters)
+        photos = PhotoMatcher(context.facebank, context.show, model, settings.group_clusters, context.calibration)
     known, run_many = context.calibration, context.run_many
     return recluster(episode, settings.recluster, settings.pooling, report, run_many, known, photos)
 

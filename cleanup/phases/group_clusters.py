@@ -100,7 +100,7 @@ def group_clusters(
     n_faces = Counter(episode.embedded_faces["track_id"].to_pylist())
     rows = episode.identities.to_pylist()
     asked = _vectors_to_match(rows, centroids, pooled, n_faces)
-    photos = PhotoMatcher(facebank, show, model, settings)
+    photos = PhotoMatcher(facebank, show, model, settings, known)
     people = photos.compare([vector for _, vector in asked])
     state = facebank.read_show(show, model)
     together = judge_shared_frames(episode, pooled, known)
@@ -152,7 +152,7 @@ def group_clusters(
             "facebank_similarity": round(limits.similarity, 4),
             "facebank_margin": round(limits.margin, 4),
             "probability": limits.probability,
-            "scale": together.scale.describe(),
+            "scale": limits.scale.describe(),
         },
         "clusters_grouped": sum(len(g["cluster_ids"]) for g in found.groups),
         "auto_assigned_identities": len(found.assigned),

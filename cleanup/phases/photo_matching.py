@@ -13,6 +13,9 @@ from cleanup.algorithms.similarity_scale import SimilarityScale, place_threshold
 from cleanup.interfaces import Facebank
 from cleanup.settings import GroupClustersSettings
 
+# Pairs of people on photos, of six people or so, that tell more than an episode does.
+_MIN_PAIRS = 12
+
 
 @dataclass(frozen=True)
 class PhotoMatcher:
@@ -23,12 +26,14 @@ class PhotoMatcher:
         show: The show.
         model: Recogniser of the vectors that are compared.
         settings: What a match has to reach.
+        known: The model's scale on photos, or None.
     """
 
     facebank: Facebank
     show: str
     model: str
     settings: GroupClustersSettings
+    known: SimilarityScale | None = None
 
     def compare(self, vectors: Sequence[NDArray[np.float32]]) -> list[list[PersonSimilarity]]:
         """The people that come nearest to each vector of shape (d,); nobody where the show has no photos.
@@ -46,7 +51,13 @@ class PhotoMatcher:
         return people
 
     def place_limits(self, scale: SimilarityScale) -> MatchLimits:
-        """What a match has to reach; of a similarity that is given, it need not be probable as well."""
+        """What a match has to reach; of a similarity that is given, it need not be probable as well.
+
+        A face of the episode and a photo of somebody else are as alike as photos of two people are. Where there are too
+        few people to tell, the scale is the episode's.
+        """
+        if self.known is not None and self.known.n_pairs >= _MIN_PAIRS:
+            scale = self.known
         similarity, margin = self.settings.facebank_similarity, self.settings.facebank_margin
         return MatchLimits(
             similarity=place_threshold(scale, similarity.value, is_auto=similarity.is_auto).value,
