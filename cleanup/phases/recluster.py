@@ -176,7 +176,7 @@ class _Clustering:
             doubtful = [
                 parting
                 for parting in find_last_merges(self.merges, labels, self._scale.at(_DOUBTFUL_POSITION))
-                if parting.label in open_labels and (people[parting.second] < 0).all()
+                if parting.label in open_labels and not _is_named_on_both_sides(parting, people)
             ]
             sides = [side for parting in doubtful for side in (parting.first, parting.second)]
             near = photos.compare([compute_centroid(self._vectors[side]).vector for side in sides])
@@ -252,6 +252,11 @@ class _Clustering:
             {"track_id": self._tracks[i], "similarity": round(similarity, 4), "limit": round(self._min_identity_sim, 4)}
             for i, similarity in sorted(self.ejected.items())
         ]
+
+
+def _is_named_on_both_sides(parting: Parting, people: NDArray[np.int64]) -> bool:
+    """Whether a person named tracks of both sides; they are named alike, or they would not be in one cluster."""
+    return bool((people[parting.first] >= 0).any() and (people[parting.second] >= 0).any())
 
 
 def _find_doubtful_tracks(episode: Episode) -> set[int]:
