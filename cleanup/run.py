@@ -129,6 +129,7 @@ PHASES: Mapping[str, Phase] = {
     "group_clusters": _group_clusters,
 }
 PIXEL_PHASES = frozenset({"split_tracks", "reembed"})
+FACEBANK_PHASES = frozenset({"recluster", "group_clusters"})
 
 
 def run(

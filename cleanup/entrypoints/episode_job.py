@@ -34,7 +34,7 @@ from cleanup.names import EpId, RunId, show_of
 from cleanup.progress import PhaseProgress, ReportProgress
 from cleanup.report import CleanupReport
 from cleanup.resolve_settings import ResolvedSettings
-from cleanup.run import PHASES, PIXEL_PHASES, RunContext, run
+from cleanup.run import FACEBANK_PHASES, PHASES, PIXEL_PHASES, RunContext, run
 from cleanup.settings import SPECS
 
 # Libraries for pixels, models and PostgreSQL are imported where a run turns out to need them.
@@ -329,8 +329,8 @@ class _Inputs:
 
     @cached_property
     def facebank(self) -> PostgresFacebank | None:
-        """The Facebank, if people are to be named and it is there."""
-        return self._tools.facebank if "group_clusters" in self._job.actions else None
+        """The Facebank, if a phase asks it and it is there."""
+        return self._tools.facebank if FACEBANK_PHASES & set(self._job.actions) else None
 
     @cached_property
     def scales(self) -> KnownScales:
@@ -410,7 +410,7 @@ def _refine(
             "cleanup facebank enroll --show SHOW DIR" + (" --facebank-dsn DSN" if job.root.remote is not None else "")
         )
     hold: Callable[[], None] = _nothing_to_hold
-    if job.write_back and inputs.facebank is not None:
+    if job.write_back and inputs.facebank is not None and "group_clusters" in job.actions:
         inputs.facebank.check_writable()  # not only after hours of work
         hold = functools.partial(inputs.hold_people, stack)
     known = inputs.scales.find(model or episode.embedding_model, None if model is None else tools.model_sha256)

@@ -17,7 +17,7 @@ from cleanup.edges.embedded_postgres import open_embedded_facebank
 from cleanup.edges.postgres_facebank import PostgresFacebank, Seed
 from cleanup.edges.postgres_people import PostgresPeople
 from cleanup.edges.root_path import RootPath
-from tests.builders import EMITTED_EP, copy_episode, make_people, write_episode
+from tests.builders import EMITTED_EP, copy_episode, make_people, push_up, write_episode
 from tests.entrypoints.test_cli import artifacts, cleanup, report_of
 
 FIRST, SECOND = EMITTED_EP, "show-s01e03"
@@ -40,8 +40,8 @@ def open_facebank(root: Path) -> AbstractContextManager[PostgresFacebank]:
     return open_embedded_facebank(RootPath.of_file(root / "facebank" / "postgres"))
 
 
-def enroll(root: Path, person_id: str, place: int) -> None:
-    vector = make_people(4)[place].astype(np.float32)
+def enroll(root: Path, person_id: str, place: int, push: float = 0.0) -> None:
+    vector = push_up(make_people(4), push)[place].astype(np.float32)
     seed = Seed(person_id, person_id.title(), "a.jpg", f"digest {place}", vector, 0.9)
     with open_facebank(root) as facebank:
         facebank.enroll("show", "tiny", "sha", [seed])
@@ -489,3 +489,38 @@ def test_a_reflection_takes_no_name_and_is_nobody_until_it_is_merged(tmp_path: P
     assert (events[0]["kind"], events[0]["identity_id"], events[0]["reason"]) == ("join", "id_0008", "is id_0002")
     assert not group(tmp_path, FIRST)["grouping"]["across_episodes"]["conflicts"]
     assert labels(tmp_path, FIRST)["id_0002"] == ("berta", "Berta")
+
+
+# With a constant of this length added two people are at 0.3: alike enough to be joined where nothing tells the scale.
+LOOK_ALIKE = 0.65
+
+
+def test_what_photos_part_stays_parted_whichever_phases_run(tmp_path: Path) -> None:
+    write_episode(tmp_path, "emitted", (("a",), ("b",), ("a",)), push=LOOK_ALIKE)
+    enroll(tmp_path, "anna", 0, push=LOOK_ALIKE)
+    enroll(tmp_path, "berta", 1, push=LOOK_ALIKE)
+
+    report = recluster(tmp_path, "recluster", "group_clusters")
+
+    assert [p["track_ids"] for p in report["recluster"]["partings"]] == [[[1, 3], [2]]]
+    before = artifacts(tmp_path)
+    assert set(labels(tmp_path, FIRST).values()) == {("anna", "Anna"), ("berta", "Berta")}
+    for actions in (["recluster"], ["group_clusters"], ["split_tracks", "recluster"]):
+        recluster(tmp_path, *actions)
+        assert artifacts(tmp_path) == before
+
+
+@pytest.mark.parametrize("named", ["id_0001", "id_0002"])
+def test_photos_part_those_whom_nobody_named_from_somebody_named_on_either_side(tmp_path: Path, named: str) -> None:
+    write_episode(tmp_path, "emitted", (("a",), ("b",), ("a",)), push=LOOK_ALIKE)
+    enroll(tmp_path, "anna", 0, push=LOOK_ALIKE)
+    enroll(tmp_path, "berta", 1, push=LOOK_ALIKE)
+    path = tmp_path / "manifests" / FIRST / "identities.json"
+    document = json.loads(path.read_text())
+    next(i for i in document["identities"] if i["identity_id"] == named)["name"] = "Somebody"
+    path.write_text(json.dumps(document))
+
+    recluster(tmp_path, "recluster", "group_clusters")
+
+    assert sorted(tracks_of(tmp_path).values()) == [[1, 3], [2]]
+    assert labels(tmp_path, FIRST)[named][1] == "Somebody"
