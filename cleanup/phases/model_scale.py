@@ -19,7 +19,7 @@ from cleanup.phases.track_samples import group_rows
 # Faces whose embedding is so much shorter than the episode's good ones are no evidence of anything.
 _MIN_RELATIVE_NORM = 0.6
 # The longest embedding is that of the best face. Of a model that normalises its output, lengths differ by noise alone,
-# and the sharpest face is taken.
+# and the sharpest face is taken; of equals the first.
 _DECIMALS = 3
 
 
@@ -48,7 +48,7 @@ def measure_face_scale(episode: Episode, known: SimilarityScale | None = None) -
         return known or SimilarityScale()
     embeddings, frames = schemas.embeddings_of(table), schemas.ints_of(table, "frame_idx")
     lineage = np.array([roots[t] for t in table["track_id"].to_pylist()], np.int64)
-    order = np.lexsort((sharpness, quality.round(_DECIMALS)))
+    order = np.lexsort((-frames, sharpness, quality.round(_DECIMALS)))
     groups = list(group_rows(lineage[order]))
     vectors = embeddings[[order[rows[-1]] for _, rows in groups]]
     together = find_frame_pairs(frames, lineage, schemas.matrix_of(table["bbox"], 4)).tracks
