@@ -120,7 +120,9 @@ def reembed(
         "faces_rejected": rejected.total(),
         "rejected_by_reason": dict(sorted(rejected.items())),
         "faces_added": len(updated) - len(face_rows),
-        "tracks_kept_by_their_best_rejected_face": sum(r["kept_despite"] is not None for r in updated),
+        "tracks_kept_by_their_best_rejected_face": len(
+            {r["track_id"] for r in updated if r["kept_despite"] is not None}
+        ),
         "mean_quality_before": round(float(np.mean(quality_before)), 4) if quality_before else None,
         "min_agreement": judged.placed.min_agreement.describe(),
         "mean_quality_after": round(float(np.mean(quality_after)), 4) if quality_after else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,6 +216,24 @@ def test_a_track_whose_faces_all_fail_keeps_its_best_one(drawn: Path) -> None:
     rejected = report["reembed"]["rejected_by_reason"]
     assert sum(rejected.values()) == report["reembed"]["faces_rejected"] == len(faces) - len(kept)
     assert rejected["low_quality"] > 100
+
+
+def test_of_a_track_of_small_faces_several_are_kept_and_it_counts_once(drawn: Path) -> None:
+    config = drawn / "config"
+    shutil.copytree(ROOT / "config" / "pipeline", config)
+    profiles = config / "performance_profiles.yaml"
+    profiles.write_text(re.sub(r"min_size: \d+", "min_size: 5000", profiles.read_text()))
+    actions = ("--config-dir", config, "--actions", "reembed", "--write-back", "--json")
+    report = report_of(run(drawn, *actions))
+    before = artifacts(drawn)
+
+    kept = [f for f in read_lines(drawn / "manifests" / EP / "faces.jsonl") if "embedding" in f]
+    assert all(f["kept_despite"].startswith("too_small:") for f in kept if "kept_despite" in f)
+    n_tracks = len({f["track_id"] for f in kept if "kept_despite" in f})
+    assert report["reembed"]["tracks_kept_by_their_best_rejected_face"] == n_tracks == report["tracks_after"]
+    assert len(kept) > 3 * n_tracks
+    run(drawn, *actions)
+    assert artifacts(drawn) == before
 
 
 def test_a_locked_identity_keeps_its_tracks_and_its_label(enrolled: Path) -> None:
