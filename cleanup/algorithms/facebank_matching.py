@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from cleanup.algorithms.similarity_scale import SimilarityScale
 
@@ -110,7 +111,7 @@ def rate_match(position: float, second: float | None) -> float:
         second: That of the second person, or None where there is none.
     """
     lead = position - max(_MIN_SECOND, -1.0 if second is None else second)
-    return float(1.0 / (1.0 + np.exp(-(_INTERCEPT + _PER_POSITION * position + _PER_LEAD * lead))))
+    return float(expit(_INTERCEPT + _PER_POSITION * position + _PER_LEAD * lead))
 
 
 def are_told_apart(

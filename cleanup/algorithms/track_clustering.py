@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from cleanup.algorithms.average_linkage import Merge
 
@@ -24,7 +25,7 @@ _INTERCEPT, _PER_POSITION = -1.1, 5.3
 
 def rate_merge(position: float) -> float:
     """Probability that the tracks of two clusters are one person, by the place of their mean similarity."""
-    return float(1.0 / (1.0 + np.exp(-(_INTERCEPT + _PER_POSITION * position))))
+    return float(expit(_INTERCEPT + _PER_POSITION * position))
 
 
 def eject_outliers(vectors: NDArray[np.floating], labels: NDArray[np.int64], min_similarity: float) -> dict[int, float]:

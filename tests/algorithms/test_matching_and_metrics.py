@@ -62,6 +62,7 @@ def test_limits_that_are_given_are_enough() -> None:
 def test_a_match_is_surer_the_nearer_and_the_farther_ahead_it_is() -> None:
     assert rate_match(0.5, 0.1) > rate_match(0.4, 0.1) > rate_match(0.4, 0.3) > rate_match(0.3, 0.3)
     assert rate_match(0.6, None) == rate_match(0.6, -0.2), "one photo more or less of somebody far away changes nothing"
+    assert rate_match(-1e6, 0.5) == 0.0, "where strangers are all but one, the scale goes far down"
     assert [find_tier(p) for p in (0.9, 0.6)] == ["likely", "possible"]
 
 

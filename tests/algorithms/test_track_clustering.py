@@ -64,3 +64,4 @@ def test_a_merge_is_surer_the_more_alike_its_sides_are() -> None:
     assert rated == sorted(rated)
     assert rated[0] < 0.5 < rated[1] < 0.7
     assert rated[-1] > 0.98
+    assert rate_merge(-1e6) == 0.0, "where strangers are all but one, the scale goes far down"
