@@ -126,7 +126,7 @@ def measure_scale(
     place = np.full(len(vectors), -1)
     place[chosen] = np.arange(len(chosen))
     pairs = place[together.reshape(-1, 2)]
-    pairs = pairs[(pairs >= 0).all(axis=1)]
+    pairs = np.unique(np.sort(pairs[(pairs >= 0).all(axis=1)], axis=1), axis=0)
     cosines = (rows @ rows.T).round(6)
     beside = cosines[pairs[:, 0], pairs[:, 1]]
     for start in _find_starts(beside, cosines[np.triu_indices(len(rows), 1)], known):
@@ -164,7 +164,7 @@ def _settle(
     first, second = np.triu_indices(len(cosines), 1)
     everything, beside = cosines[first, second], cosines[pairs[:, 0], pairs[:, 1]]
     for _ in range(_MAX_ROUNDS):
-        walls = Conflicts.of(map(tuple, pairs[beside <= scale.at(SEEN_TWICE_POSITION)].tolist()))
+        walls = Conflicts(pairs[beside <= scale.at(SEEN_TWICE_POSITION)])
         labels = cluster_tracks(rows, scale.at(CUT_POSITION), walls).labels
         apart = everything[labels[first] != labels[second]]
         if labels.max() + 1 < _MIN_CLUSTERS or len(apart) < _MIN_PAIRS:
