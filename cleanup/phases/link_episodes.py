@@ -13,7 +13,7 @@ import numpy as np
 from cleanup.algorithms.embedding_pooling import Centroid, PooledTrack, find_views
 from cleanup.algorithms.facebank_matching import UNKNOWN, MatchDecision, MatchLimits
 from cleanup.algorithms.person_linking import Link, link_people
-from cleanup.algorithms.similarity_scale import SimilarityScale, measure_scale, place_threshold
+from cleanup.algorithms.similarity_scale import ASSUMED, SimilarityScale, measure_scale, place_threshold
 from cleanup.errors import FacebankError
 from cleanup.names import check_person_name, fold_name
 from cleanup.people import (
@@ -86,7 +86,7 @@ class EpisodeLinker:
             self.state.names,
             self.state.unknown_ids,
             self.state.last_unknown + 1,
-            place_limits([*own, *others], self.settings),
+            place_limits([*own, *others], self.settings, self.scale),
         )
         given = {c.key: Link(c.person_id, MatchDecision(UNKNOWN, None, None)) for c in (*own, *others)}
         return {**given, **links}
@@ -196,10 +196,15 @@ class EpisodeLinker:
         )
 
 
-def place_limits(clusters: Sequence[ShowCluster], settings: GroupClustersSettings) -> MatchLimits:
+def place_limits(clusters: Sequence[ShowCluster], settings: GroupClustersSettings, own: SimilarityScale) -> MatchLimits:
     """From where clusters of several episodes are one person, by what two people look like in all of them.
 
-    It depends on the clusters alone, not on the episode that is being linked.
+    It depends on the clusters alone, not on the episode that is being linked, unless they are too few to tell.
+
+    Args:
+        clusters: Of all episodes.
+        settings: What a match has to reach.
+        own: The scale in the episode that is being linked.
     """
     ordered = sorted(clusters, key=lambda c: c.key)
     place = {cluster.key: i for i, cluster in enumerate(ordered)}
@@ -210,7 +215,9 @@ def place_limits(clusters: Sequence[ShowCluster], settings: GroupClustersSetting
         if (cluster.ep_id, other) in place
     ]
     vectors = np.array([cluster.vectors[0] for cluster in ordered])
-    scale = measure_scale(vectors, np.array(together, np.int64).reshape(-1, 2)) if ordered else SimilarityScale()
+    scale = measure_scale(vectors, np.array(together, np.int64).reshape(-1, 2)) if ordered else own
+    if scale.source == ASSUMED:
+        scale = own
     similarity, margin = settings.person_similarity, settings.facebank_margin
     return MatchLimits(
         similarity=place_threshold(scale, similarity.value, is_auto=similarity.is_auto).value,

@@ -524,3 +524,18 @@ def test_photos_part_those_whom_nobody_named_from_somebody_named_on_either_side(
 
     assert sorted(tracks_of(tmp_path).values()) == [[1, 3], [2]]
     assert labels(tmp_path, FIRST)[named][1] == "Somebody"
+
+
+def test_with_a_model_to_which_strangers_look_alike_the_few_people_of_a_first_episode_are_not_one(
+    tmp_path: Path,
+) -> None:
+    shots = ("ab", "cd", "ab", "cd", "ab", "cd", "ab", "cd")
+    people = [(person,) for shot in shots for person in shot]
+    write_episode(tmp_path, "emitted", people, together=range(1, len(people), 2), push=2.4)
+    enroll(tmp_path, "anna", 0, push=2.4)
+
+    recluster(tmp_path, "recluster", "group_clusters")
+
+    found = {"".join(people[t - 1][0] for t in tracks) for tracks in tracks_of(tmp_path).values()}
+    assert found == {"aaaa", "bbbb", "cccc", "dddd"}
+    assert sorted(map(str, labels(tmp_path, FIRST).values())) == ["('anna', 'Anna')", *3 * ["(None, None)"]]
