@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from cleanup.errors import SettingsError
 from cleanup.resolve_settings import find_config_dir, read_config, resolve
 from cleanup.settings import SPECS
 from tests.conftest import ROOT
+from tests.entrypoints.test_cli import cleanup
 
 CONFIG = ROOT / "config" / "pipeline"
 
@@ -180,3 +182,6 @@ def test_a_file_with_keys_that_nothing_reads_any_more_is_read_and_says_so(tmp_pa
         f"{tmp_path}/clustering.yaml: singleton_merge",
     ]
     assert resolve({}, {}, None, read_config(CONFIG)).notes == ()
+    shown = cleanup("settings", "--config-dir", tmp_path, "--json")
+    assert [shown.stderr.replace("\n", " ").count(note) for note in notes] == [1, 1]
+    assert json.loads(shown.stdout)["cluster_thresh"]["auto"]

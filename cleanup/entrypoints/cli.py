@@ -220,6 +220,8 @@ def settings_command(
 
         resolved = resolve(settings, profile, config_dir)
         described = resolved.describe()
+        for note in resolved.notes:
+            say(f"warning: {note}", is_error=True)
         if json_output:
             print_json({name: {**d, "meaning": SPECS[name].metadata["meaning"]} for name, d in described.items()})
             return

@@ -63,6 +63,8 @@ def build_app(options: ServeOptions, *, token: str | None, hosts: Sequence[str] 
         EngineError: The Ray cluster does not answer.
     """
     settings = resolve_for_run({}, None, None)
+    for note in settings.notes:
+        _log.warning("%s", note)
     root = open_root(None, settings)
     if root.remote is not None:
         root.path.mkdir()  # the mirror
