@@ -329,8 +329,8 @@ class _Inputs:
 
     @cached_property
     def facebank(self) -> PostgresFacebank | None:
-        """The Facebank, if a phase asks it and it is there."""
-        return self._tools.facebank if FACEBANK_PHASES & set(self._job.actions) else None
+        """The Facebank, if it is there: every phase stands on what it knows of the model's scale."""
+        return self._tools.facebank
 
     @cached_property
     def scales(self) -> KnownScales:
@@ -401,7 +401,8 @@ def _refine(
             f"no video at {job.root.show(job.paths.video)}: split_tracks worked on the embeddings of faces.jsonl, to "
             "which blur and turned heads look more like changes"
         )
-    if video is not None or (inputs.facebank is not None and episode.embedding_model is None):
+    asks_photos = inputs.facebank is not None and FACEBANK_PHASES & set(job.actions)
+    if video is not None or (asks_photos and episode.embedding_model is None):
         model = tools.models.recogniser.stem
     note = ""
     if inputs.facebank is None and "group_clusters" in job.actions:

@@ -23,7 +23,7 @@ from cleanup.errors import CleanupError, SettingsError, find_shortage
 from cleanup.names import EpId, check_ep_id, show_of
 from cleanup.report import CleanupReport
 from cleanup.resolve_settings import ResolvedSettings, resolve_for_run
-from cleanup.run import FACEBANK_PHASES, RunContext, run
+from cleanup.run import RunContext, run
 
 # Of the report, what a preview has figures for.
 _COUNTED = ("tracks", "faces", "clusters", "metrics")
@@ -54,7 +54,7 @@ def preview_episode(root: DataRoot, ep_id: EpId, actions: Sequence[str], setting
     show = settings.settings.group_clusters.show or show_of(ep_id)
     report = CleanupReport(ep_id, run_id="preview", profile=settings.profile)
     with Tools(settings, root) as tools:
-        facebank = tools.facebank if FACEBANK_PHASES & set(chosen) else None
+        facebank = tools.facebank
         note = f"there is no Facebank under {root.name} yet, so nobody would be named"
         model = episode.embedding_model
         known = facebank.calibrations.find_scales(show).find(model, None) if facebank is not None else None

@@ -26,7 +26,7 @@ from cleanup.errors import ArtifactError, SettingsError, describe_error
 from cleanup.input_limits import MAX_LIST_BYTES
 from cleanup.names import EpId, Show, check_ep_id, check_show
 from cleanup.resolve_settings import ResolvedSettings
-from cleanup.run import FACEBANK_PHASES, PIXEL_PHASES
+from cleanup.run import PIXEL_PHASES
 from cleanup.text_files import TextError, read_text
 
 _log = logging.getLogger(__name__)
@@ -170,8 +170,7 @@ def run_season_job(
             _ = tools.models
         # Here and not in the episodes' threads: what is wrong with them concerns the season, and Ray wants this thread.
         _ = tools.engine
-        if FACEBANK_PHASES & set(job.actions):
-            _ = tools.facebank
+        _ = tools.facebank
 
         def show() -> None:
             description = season.progress.describe()

@@ -539,3 +539,16 @@ def test_with_a_model_to_which_strangers_look_alike_the_few_people_of_a_first_ep
     found = {"".join(people[t - 1][0] for t in tracks) for tracks in tracks_of(tmp_path).values()}
     assert found == {"aaaa", "bbbb", "cccc", "dddd"}
     assert sorted(map(str, labels(tmp_path, FIRST).values())) == ["('anna', 'Anna')", *3 * ["(None, None)"]]
+
+
+def test_a_phase_by_itself_stands_on_the_same_scale_as_all_together(tmp_path: Path) -> None:
+    write_episode(tmp_path, "emitted", (("a",), ("b",)), push=2.4)
+    for place, person_id in enumerate(["anna", "berta", "carla", "dora"]):
+        enroll(tmp_path, person_id, place, push=2.4)
+
+    together = recluster(tmp_path, "split_tracks", "recluster")
+    alone = recluster(tmp_path, "split_tracks")
+
+    scale = together["split_tracks"]["thresholds"]["scale"]
+    assert scale["source"] == "calibration"
+    assert alone["split_tracks"]["thresholds"]["scale"] == scale
