@@ -231,7 +231,7 @@ def settings_command(
         for name, entry in described.items():
             meta = SPECS[name].metadata
             meaning = meta["meaning"] + (f" ({meta['unit']})" if meta["unit"] else "")
-            value = f"auto, else {entry['value']}" if entry.get("auto") else str(entry["value"])
+            value = f"auto, at {entry['value']} of the scale" if entry.get("auto") else str(entry["value"])
             rows.append((name, value, entry["source"], meaning))
         headings = [(heading, "fold") for heading in ("setting", "value", "source", "meaning")]
         Screen().print_table(headings, rows, f"profile {resolved.profile}")
