@@ -69,8 +69,7 @@ def find_scale_warnings(phases: Collection[Mapping[str, Any]]) -> list[str]:
         return []
     return [
         "the episode shows too few people to tell the model's scale, so thresholds are those of a model for which two "
-        "people are at a cosine of 0; measure it once: cleanup models calibrate --photos DIR (used where people are "
-        "named, by group_clusters)"
+        "people are at a cosine of 0; measure it once: cleanup models calibrate --photos DIR"
     ]
 
 

@@ -66,7 +66,7 @@ class ResolvedSettings:
         return getattr(getattr(self.settings, SPECS[name].section), name)
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """``{name: {value, source}}`` as the report keeps it; ``auto`` where a threshold is placed from evidence.
+        """``{name: {value, source}}`` as the report keeps it; ``auto`` where a threshold follows the model.
 
         Of a secret it holds only that it was given, of a URL no credentials.
         """

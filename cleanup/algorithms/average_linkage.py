@@ -84,16 +84,17 @@ class Merge:
         second: Lowest index in the other.
         sizes: Tracks in each.
         similarity: Mean cosine between them.
-        evidence: ``average_linkage``.
-        n_supporting_pairs: Pairs of tracks the similarity is the mean of.
     """
 
     first: int
     second: int
     sizes: tuple[int, int]
     similarity: float
-    evidence: str
-    n_supporting_pairs: int
+
+    @property
+    def n_pairs(self) -> int:
+        """Pairs of tracks the similarity is the mean of."""
+        return self.sizes[0] * self.sizes[1]
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,7 @@ def cluster_tracks(
         for step in steps:
             first_index, second_index = int(members[step.first]), int(members[step.second])
             lowest[second_index] = first_index
-            n_pairs = step.sizes[0] * step.sizes[1]
-            merges.append(Merge(first_index, second_index, step.sizes, step.similarity, "average_linkage", n_pairs))
+            merges.append(Merge(first_index, second_index, step.sizes, step.similarity))
     while (lowest[lowest] != lowest).any():
         lowest = lowest[lowest]
     merges.sort(key=lambda m: (-m.similarity, m.first, m.second))

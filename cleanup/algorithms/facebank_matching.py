@@ -114,7 +114,7 @@ def rate_match(position: float, second: float | None) -> float:
     return float(expit(_INTERCEPT + _PER_POSITION * position + _PER_LEAD * lead))
 
 
-def are_told_apart(
+def find_telling_person(
     first: Sequence[PersonSimilarity], second: Sequence[PersonSimilarity], limits: MatchLimits
 ) -> str | None:
     """The person that one of two vectors clearly is and the other by the photos is not; None where nothing is clear.

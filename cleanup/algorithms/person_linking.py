@@ -154,17 +154,22 @@ def _group_unknown(
     return {cluster.key: id_of[labels[cluster.key]] for cluster in clusters}
 
 
-def _group_solid(clusters: Sequence[ShowCluster], min_similarity: float) -> dict[Key, int]:
-    """Clusters of one person have one label."""
-    if not clusters:
-        return {}
+def find_seen_together(clusters: Sequence[ShowCluster]) -> list[tuple[int, int]]:
+    """Index pairs of clusters that share a frame; each stands there from both sides."""
     place = {cluster.key: i for i, cluster in enumerate(clusters)}
-    pairs = [
+    return [
         (i, place[cluster.ep_id, other])
         for i, cluster in enumerate(clusters)
         for other in cluster.shares_frames_with
         if (cluster.ep_id, other) in place
     ]
+
+
+def _group_solid(clusters: Sequence[ShowCluster], min_similarity: float) -> dict[Key, int]:
+    """Clusters of one person have one label."""
+    if not clusters:
+        return {}
+    pairs = find_seen_together(clusters)
     # What a human took out of an unknown person stays apart from those who are in it.
     members: dict[str | None, list[int]] = defaultdict(list)
     for j, cluster in enumerate(clusters):

@@ -119,7 +119,7 @@ def measure_scale(
         calibrated: What is known of the model from elsewhere; holds where the episode tells nothing.
     """
     known = calibrated or SimilarityScale()
-    chosen = np.unique(np.linspace(0, len(vectors) - 1, min(len(vectors), _MAX_TRACKS)).astype(np.int64))
+    chosen = _spread(len(vectors))
     if len(chosen) < _MIN_CLUSTERS:
         return known
     rows = np.asarray(vectors, np.float64)[chosen]

@@ -16,8 +16,6 @@ from cleanup.algorithms.average_linkage import Merge
 _DECIMALS = 6
 # Who of a pair stays is decided anew with what the last round made of the cluster, at most so often.
 _MAX_TWIN_ROUNDS = 10
-
-
 # Log odds that two clusters joined at a place on the model's scale are one person, fitted to the merges in rendered
 # episodes with two models and on shifted scales.
 _INTERCEPT, _PER_POSITION = -1.1, 5.3

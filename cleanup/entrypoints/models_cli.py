@@ -37,7 +37,7 @@ def calibrate_command(
 ) -> None:
     """Measures on photos of three people or more what two people look like to the model of --models, and keeps it.
 
-    Runs with group_clusters place their thresholds by it where an episode shows too few people.
+    Runs place their thresholds by it where an episode shows too few people.
     """
     with one_line_errors():
         from cleanup.edges.photo_folders import find_photos

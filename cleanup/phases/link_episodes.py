@@ -12,8 +12,8 @@ import numpy as np
 
 from cleanup.algorithms.embedding_pooling import Centroid, PooledTrack, find_views
 from cleanup.algorithms.facebank_matching import UNKNOWN, MatchDecision, MatchLimits
-from cleanup.algorithms.person_linking import Link, link_people
-from cleanup.algorithms.similarity_scale import ASSUMED, SimilarityScale, measure_scale, place_threshold
+from cleanup.algorithms.person_linking import Link, find_seen_together, link_people
+from cleanup.algorithms.similarity_scale import ASSUMED, SimilarityScale, measure_scale
 from cleanup.errors import FacebankError
 from cleanup.names import check_person_name, fold_name
 from cleanup.people import (
@@ -29,6 +29,7 @@ from cleanup.people import (
     make_person_id,
 )
 from cleanup.phases.identity_rows import FACEBANK_SOURCE, PERSON_SOURCE, find_companions, is_human_named
+from cleanup.phases.photo_matching import make_limits
 from cleanup.settings import GroupClustersSettings
 
 Row = dict[str, Any]
@@ -207,24 +208,12 @@ def place_limits(clusters: Sequence[ShowCluster], settings: GroupClustersSetting
         own: The scale in the episode that is being linked.
     """
     ordered = sorted(clusters, key=lambda c: c.key)
-    place = {cluster.key: i for i, cluster in enumerate(ordered)}
-    together = [
-        (i, place[cluster.ep_id, other])
-        for i, cluster in enumerate(ordered)
-        for other in cluster.shares_frames_with
-        if (cluster.ep_id, other) in place
-    ]
     vectors = np.array([cluster.vectors[0] for cluster in ordered])
-    scale = measure_scale(vectors, np.array(together, np.int64).reshape(-1, 2)) if ordered else own
+    together = np.array(find_seen_together(ordered), np.int64).reshape(-1, 2)
+    scale = measure_scale(vectors, together) if ordered else own
     if scale.source == ASSUMED:
         scale = own
-    similarity, margin = settings.person_similarity, settings.facebank_margin
-    return MatchLimits(
-        similarity=place_threshold(scale, similarity.value, is_auto=similarity.is_auto).value,
-        margin=scale.width(margin.value) if margin.is_auto else margin.value,
-        probability=0.0,
-        scale=scale,
-    )
+    return make_limits(scale, settings.person_similarity, settings.facebank_margin, 0.0)
 
 
 def _name_of(row: Row, person_id: str) -> str:

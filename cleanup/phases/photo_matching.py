@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cleanup.algorithms.facebank_matching import MIN_PROBABILITY, MatchLimits, PersonSimilarity, combine_seeds
 from cleanup.algorithms.similarity_scale import SimilarityScale, place_threshold
 from cleanup.interfaces import Facebank
-from cleanup.settings import GroupClustersSettings
+from cleanup.settings import GroupClustersSettings, Threshold
 
 # Pairs of people on photos, of six people or so, that tell more than an episode does.
 _MIN_PAIRS = 12
@@ -59,9 +59,14 @@ class PhotoMatcher:
         if self.known is not None and self.known.n_pairs >= _MIN_PAIRS:
             scale = self.known
         similarity, margin = self.settings.facebank_similarity, self.settings.facebank_margin
-        return MatchLimits(
-            similarity=place_threshold(scale, similarity.value, is_auto=similarity.is_auto).value,
-            margin=scale.width(margin.value) if margin.is_auto else margin.value,
-            probability=MIN_PROBABILITY if similarity.is_auto else 0.0,
-            scale=scale,
-        )
+        return make_limits(scale, similarity, margin, MIN_PROBABILITY if similarity.is_auto else 0.0)
+
+
+def make_limits(scale: SimilarityScale, similarity: Threshold, margin: Threshold, probability: float) -> MatchLimits:
+    """What a match has to reach on a model's scale; numbers that were given explicitly are cosines."""
+    return MatchLimits(
+        similarity=place_threshold(scale, similarity.value, is_auto=similarity.is_auto).value,
+        margin=scale.width(margin.value) if margin.is_auto else margin.value,
+        probability=probability,
+        scale=scale,
+    )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cleanup import schemas
 from cleanup.algorithms.average_linkage import Conflicts, Merge, cluster_tracks
 from cleanup.algorithms.embedding_pooling import PooledTrack, compute_centroid
-from cleanup.algorithms.facebank_matching import are_told_apart
+from cleanup.algorithms.facebank_matching import find_telling_person
 from cleanup.algorithms.similarity_scale import SimilarityScale, place_threshold
 from cleanup.algorithms.track_clustering import Parting, eject_outliers, find_last_merges, find_twins, rate_merge
 from cleanup.episode import Episode
@@ -182,7 +182,7 @@ class _Clustering:
             near = photos.compare([compute_centroid(self._vectors[side]).vector for side in sides])
             open_labels = set()
             for i, parting in enumerate(doubtful):
-                person_id = are_told_apart(near[2 * i], near[2 * i + 1], limits)
+                person_id = find_telling_person(near[2 * i], near[2 * i + 1], limits)
                 if person_id is None:
                     continue
                 self.merges.remove(parting.merge)
@@ -229,8 +229,8 @@ class _Clustering:
                 "sizes": list(m.sizes),
                 "similarity": round(m.similarity, 4),
                 "probability": round(rate_merge(self._scale.position_of(m.similarity)), 4),
-                "evidence": m.evidence,
-                "supporting_pairs": m.n_supporting_pairs,
+                "evidence": "average_linkage",
+                "supporting_pairs": m.n_pairs,
             }
             for m in self.merges
         ]

@@ -101,7 +101,7 @@ def test_every_merge_is_told_and_reached_the_cut(pairs: list[tuple[int, int]]) -
 
     assert len(result.merges) == len(vectors) - (result.labels.max() + 1)
     assert all(m.similarity >= 0.4 - 1e-6 and m.first < m.second for m in result.merges)
-    assert sum(m.n_supporting_pairs == 1 for m in result.merges) > 0
+    assert sum(m.n_pairs == 1 for m in result.merges) > 0
 
 
 def join_step_by_step(vectors: np.ndarray, cut: float, conflicts: Conflicts) -> np.ndarray:

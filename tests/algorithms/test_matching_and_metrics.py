@@ -10,10 +10,10 @@ from cleanup.algorithms.facebank_matching import (
     MIN_PROBABILITY,
     MatchLimits,
     PersonSimilarity,
-    are_told_apart,
     combine_seeds,
     decide_match,
     find_dissent,
+    find_telling_person,
     find_tier,
     rate_match,
 )
@@ -74,9 +74,9 @@ def test_a_match_is_surer_the_nearer_and_the_farther_ahead_it_is() -> None:
 def test_photos_tell_apart_only_what_is_clear(second: tuple[float, ...], told_apart: str | None) -> None:
     clear = people(0.7, 0.1)
 
-    assert are_told_apart(clear, people(*second), LIMITS) == (told_apart if second[0] < 0.6 else None)
-    assert (are_told_apart(people(*second), clear, LIMITS) is None) == (told_apart is None)
-    assert are_told_apart(people(0.3, 0.2), people(0.2, 0.3), LIMITS) is None, "neither is anybody"
+    assert find_telling_person(clear, people(*second), LIMITS) == (told_apart if second[0] < 0.6 else None)
+    assert (find_telling_person(people(*second), clear, LIMITS) is None) == (told_apart is None)
+    assert find_telling_person(people(0.3, 0.2), people(0.2, 0.3), LIMITS) is None, "neither is anybody"
 
 
 def test_metrics_of_a_small_episode() -> None:
