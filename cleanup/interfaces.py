@@ -16,7 +16,11 @@ from cleanup.progress import ReportItems, ignore_items
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the index of a video tells. Sizes in pixels, ``duration_s`` in seconds."""
+    """What the index of a video tells.
+
+    Sizes are in pixels, ``duration_s`` in seconds, ``fps`` is 0 where nothing in the file tells it; ``notes`` are
+    sentences for people on how the file was read.
+    """
 
     path: str
     width: int
@@ -24,6 +28,7 @@ class VideoInfo:
     n_frames: int
     fps: float
     duration_s: float
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,291 @@
+"""Which packet of a video makes which frame: frames are numbered as a decoder puts them out, from 0.
+
+Packets are known by their number in the file. Where the times of the packets tell the order of the frames, reading the
+packets is enough. Where they do not, the video is decoded once and its frames are counted. Either way frame n is the
+one that OpenCV, FFmpeg and PyAV come to when they read the file from its beginning.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import av.error
+import numpy as np
+from av.video.codeccontext import VideoCodecContext
+from numpy.typing import NDArray
+
+from cleanup.edges.frame_counts import FrameCount, FrameCounts
+from cleanup.edges.video_streams import AnyPacket, OpenedStream, open_stream
+from cleanup.errors import VideoError, first_line
+from cleanup.input_limits import MAX_VIDEO_FRAMES
+
+NumberedFrame = tuple[int, av.VideoFrame]
+# A time that a packet does not have.
+NO_TIME = np.iinfo(np.int64).min
+# Containers that hold the time of every picture, and codecs of which every packet is one picture.
+_TIMED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+_PICTURE_CODECS = ("h264", "hevc", "vp9", "av1", "libdav1d", "mpeg4", "mpeg2video", "prores", "dnxhd", "mjpeg", "ffv1")
+_RAW_FORMATS = ("h264", "hevc", "mpegvideo", "mjpeg")
+# So many packets are decoded to see whether the frames come as their times say.
+_N_PROBED = 48
+# A step of the clock longer than this is a jump, not a frame that is shown for long (seconds).
+_MAX_STEP_S = 10.0
+# Share of the steps from which the others are accidents of a clock that can be believed.
+_MIN_SANE = 0.9
+
+
+@dataclass(frozen=True)
+class VideoIndex:
+    """The packets of a video and the frames they make.
+
+    Attributes:
+        pos: Place of each packet in the file in bytes, -1 where the format does not tell, shape (n_packets,).
+        size: Bytes of each packet, shape (n_packets,).
+        pts: Presentation time of each packet in the stream's time base, or ``NO_TIME``, shape (n_packets,).
+        dts: Decoding time of each packet, likewise.
+        packet_of_frame: The packet that makes each frame, shape (n_frames,).
+        key_packets: Packets that decoding can begin at, rising; the first is 0.
+        key_frames: The first frame that is whole when decoding begins there, rising, shape of ``key_packets``.
+        times: When each frame is shown, in seconds from the first one, shape (n_frames,).
+        fps: Mean frame rate; 0 where nothing in the file tells.
+        reason: Why the frames were counted; empty where the packets' times were enough.
+        break_off: Why reading ended before the end of the file; empty where it did not.
+    """
+
+    pos: NDArray[np.int64]
+    size: NDArray[np.int64]
+    pts: NDArray[np.int64]
+    dts: NDArray[np.int64]
+    packet_of_frame: NDArray[np.int64]
+    key_packets: NDArray[np.int64]
+    key_frames: NDArray[np.int64]
+    times: NDArray[np.float64]
+    fps: float
+    reason: str
+    break_off: str
+
+    @property
+    def n_frames(self) -> int:
+        """How many frames the video has."""
+        return len(self.packet_of_frame)
+
+
+@dataclass(frozen=True)
+class _Packets:
+    """What the packets of a stream say of themselves, in the order of the file."""
+
+    pts: NDArray[np.int64]
+    dts: NDArray[np.int64]
+    pos: NDArray[np.int64]
+    size: NDArray[np.int64]
+    is_key: NDArray[np.bool_]
+    is_discard: NDArray[np.bool_]
+    break_off: str
+
+
+def build_index(path: Path, n_threads: int = 0, counts: FrameCounts | None = None) -> VideoIndex:
+    """Finds out which packet of a video makes which frame.
+
+    Args:
+        path: The video file.
+        n_threads: Decoder threads; 0 means all cores.
+        counts: Where the result is kept, and looked up, if the frames have to be counted.
+
+    Raises:
+        VideoError: The file is no video, no frame of it can be decoded, or it has too many.
+    """
+    opened = open_stream(path, n_threads)
+    with opened.container:
+        packets = _read_packets(opened, path)
+        reason = _find_doubt(opened, packets)
+        clock = _Clock.of(opened)
+    n_packets = len(packets.size)
+    if not reason:
+        order = _order_by_time(packets)
+        reason = _probe(path, n_threads, packets, order)
+    if not reason:
+        return _index_of(packets, clock, order, packets.is_key, "")
+    count = counts.find(path, n_packets) if counts is not None else None
+    if count is None:
+        count = _count_frames(path, n_threads, n_packets)
+        if counts is not None:
+            counts.keep(path, count)
+    if len(count.packet_of_frame) == 0:
+        raise VideoError(f"{path}: no frame of the video can be decoded")
+    return _index_of(packets, clock, count.packet_of_frame, count.is_key, reason)
+
+
+def _count_frames(path: Path, n_threads: int, n_packets: int) -> FrameCount:
+    """Decodes a video once from beginning to end and notes which packet made each frame."""
+    found: list[int] = []
+    is_key = np.zeros(n_packets, bool)
+    opened = open_stream(path, n_threads)
+    with opened.container:
+        for number, frame in _decode_all(opened, n_packets):
+            found.append(number)
+            is_key[number] |= frame.key_frame
+    return FrameCount(np.array(found, np.int64), is_key)
+
+
+def iterate_packets(opened: OpenedStream) -> Iterator[AnyPacket]:
+    """The packets of the picture's stream, in the order of the file, to its end or to where it cannot be read on."""
+    try:
+        for packet in opened.container.demux(opened.stream):
+            if packet.size:
+                yield packet
+    except av.error.InvalidDataError:
+        return
+
+
+def decode_numbered(codec: VideoCodecContext, packet: AnyPacket | None = None, number: int = 0) -> list[NumberedFrame]:
+    """Decodes a packet, and gives frames with the number of the packet that made each.
+
+    What cannot be decoded is left out, as FFmpeg's own programs do.
+
+    Args:
+        codec: The decoder.
+        packet: The packet, or None for what is still inside the decoder.
+        number: Number of the packet in the file.
+    """
+    if packet is not None:
+        packet.pts, packet.dts = number, None
+    try:
+        return [(frame.pts, frame) for frame in codec.decode(packet) if frame.pts is not None]
+    except av.error.InvalidDataError:
+        return []
+
+
+def _decode_all(opened: OpenedStream, n_packets: int) -> Iterator[NumberedFrame]:
+    """The frames that the first packets make."""
+    codec = opened.stream.codec_context
+    for number, packet in enumerate(itertools.islice(iterate_packets(opened), n_packets)):
+        yield from decode_numbered(codec, packet, number)
+    yield from decode_numbered(codec)
+
+
+def _read_packets(opened: OpenedStream, path: Path) -> _Packets:
+    rows: list[tuple[int, int, int, int, bool, bool]] = []
+    break_off = ""
+    try:
+        for packet in opened.container.demux(opened.stream):
+            if packet.size == 0:
+                continue
+            pts, dts, pos = packet.pts, packet.dts, packet.pos
+            rows.append(
+                (
+                    NO_TIME if pts is None else pts,
+                    NO_TIME if dts is None else dts,
+                    -1 if pos is None else pos,
+                    packet.size,
+                    packet.is_keyframe,
+                    packet.is_discard,
+                )
+            )
+            if len(rows) > MAX_VIDEO_FRAMES:
+                raise VideoError(f"{path}: more than {MAX_VIDEO_FRAMES:,} frames; no episode is so long")
+    except av.error.FFmpegError as error:
+        if not rows or not isinstance(error, av.error.InvalidDataError):
+            raise VideoError(f"{path}: the video breaks off after {len(rows)} frames ({first_line(error)})") from error
+        break_off = first_line(error)
+    if not rows:
+        raise VideoError(f"{path}: the video holds no frames")
+    pts, dts, pos, size, is_key, is_discard = (np.array(column) for column in zip(*rows, strict=True))
+    return _Packets(pts, dts, pos, size, is_key, is_discard, break_off)
+
+
+def _find_doubt(opened: OpenedStream, packets: _Packets) -> str:
+    """Why the packets' times do not tell the order of the frames, or an empty text."""
+    name, codec = opened.container.format.name, opened.stream.codec_context.name
+    if name not in _TIMED_FORMATS:
+        return f"{opened.container.format.long_name} does not tell the time of every picture"
+    if codec not in _PICTURE_CODECS:
+        return f"a packet of {codec} may be no picture"
+    shown, dts = packets.pts[~packets.is_discard], packets.dts[packets.dts != NO_TIME]
+    if (packets.pts == NO_TIME).any():
+        return "there are pictures without a time"
+    if len(np.unique(shown)) < len(shown):
+        return "there are pictures of the same time"
+    if (np.diff(dts) <= 0).any():
+        return "the times of the pictures step back"
+    if not packets.is_key[0] or packets.pts[0] > packets.pts.min():
+        return "the video begins between key frames"
+    return ""
+
+
+def _order_by_time(packets: _Packets) -> NDArray[np.int64]:
+    shown = np.flatnonzero(~packets.is_discard)
+    return shown[np.argsort(packets.pts[shown], kind="stable")]
+
+
+def _probe(path: Path, n_threads: int, packets: _Packets, order: NDArray[np.int64]) -> str:
+    """Why the first frames do not come as their times say, or an empty text."""
+    opened = open_stream(path, n_threads)
+    with opened.container:
+        frames = [(number, frame.key_frame) for number, frame in _decode_all(opened, _N_PROBED)]
+    numbers = np.array([number for number, _ in frames], np.int64)
+    # Frames at the end may lack one that they refer to, because its packet was not given to the decoder.
+    n_whole = len(numbers) if len(packets.size) <= _N_PROBED else max(len(numbers) - _N_PROBED // 2, 0)
+    expected = order[order < _N_PROBED]
+    if not np.array_equal(numbers[:n_whole], expected[:n_whole]) or not n_whole:
+        return "its frames do not come as their times say"
+    if any(is_key != packets.is_key[number] for number, is_key in frames[:n_whole]):
+        return "its key frames are not those that it marks"
+    return ""
+
+
+def _index_of(
+    packets: _Packets,
+    clock: _Clock,
+    packet_of_frame: NDArray[np.int64],
+    is_key: NDArray[np.bool_],
+    reason: str,
+) -> VideoIndex:
+    # The first frame of each packet; where a packet makes two, the second comes after it.
+    frame_of_packet = np.full(len(packets.size), -1, np.int64)
+    frame_of_packet[packet_of_frame[::-1]] = np.arange(len(packet_of_frame))[::-1]
+    key_packets = np.flatnonzero(is_key & (frame_of_packet >= 0))
+    key_frames = frame_of_packet[key_packets]
+    # Of two key frames the one that comes earlier in the file is shown earlier, or it is none.
+    is_sound = key_frames == np.maximum.accumulate(key_frames) if len(key_frames) else np.zeros(0, bool)
+    key_packets, key_frames = key_packets[is_sound], key_frames[is_sound]
+    if len(key_packets) == 0 or key_packets[0] > 0:
+        key_packets, key_frames = np.insert(key_packets, 0, 0), np.insert(key_frames, 0, 0)
+    times, fps = clock.measure(packets.pts[packet_of_frame], is_trusted=not reason)
+    return VideoIndex(
+        packets.pos, packets.size, packets.pts, packets.dts, packet_of_frame, key_packets, key_frames, times, fps,
+        reason, packets.break_off,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """What the container says of time: seconds per unit, and frames per second or 0."""
+
+    unit: float
+    stated_fps: float
+
+    @classmethod
+    def of(cls, opened: OpenedStream) -> _Clock:
+        stream = opened.stream
+        fps = float(stream.codec_context.framerate or 0)
+        # The formats that are nothing but a stream of pictures make a rate up where the stream does not tell it.
+        if opened.container.format.name not in _RAW_FORMATS:
+            fps = float(stream.average_rate or fps)
+        return cls(float(stream.time_base or 0), fps)
+
+    def measure(self, pts: NDArray[np.int64], *, is_trusted: bool) -> tuple[NDArray[np.float64], float]:
+        """When each frame is shown, and the mean rate; a clock that stands, steps back or jumps is not believed."""
+        seconds = (pts - pts[0]).astype(np.float64) * self.unit
+        steps = np.diff(seconds)
+        is_sane = (steps > 0) & (is_trusted | (steps <= _MAX_STEP_S)) & (pts[1:] != NO_TIME) & (pts[:-1] != NO_TIME)
+        is_kept = bool(is_sane.all()) and len(pts) > 1
+        fps = self.stated_fps
+        if is_kept or np.count_nonzero(is_sane) > _MIN_SANE * len(steps):
+            fps = float(np.count_nonzero(is_sane) / steps[is_sane].sum())
+        if is_kept:
+            return seconds, fps
+        return np.arange(len(pts)) / fps if fps else np.zeros(len(pts)), fps
