@@ -4,7 +4,6 @@ CleanupError
 ├── SettingsError    a setting, option, environment variable or configuration file is wrong
 ├── ArtifactError    an episode's files are missing, broken or contradict each other
 ├── VideoError       the video is missing, unreadable or not the one the artifacts came from
-│   └── DamagedVideoError  a stretch of it cannot be decoded
 ├── ModelError       a model is missing, broken, of the wrong kind, or not on the device asked for
 ├── FacebankError    PostgreSQL does not answer, or what it holds does not fit the model
 ├── StorageError     storage does not answer or refuses
@@ -58,10 +57,6 @@ class ArtifactError(CleanupError):
 
 class VideoError(CleanupError):
     """The video is missing, unreadable, or does not belong to the artifacts."""
-
-
-class DamagedVideoError(VideoError):
-    """A stretch of the video cannot be decoded; the rest may be fine. The only error that concerns a shard alone."""
 
 
 class ModelError(CleanupError):

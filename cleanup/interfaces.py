@@ -15,14 +15,46 @@ from cleanup.progress import ReportItems, ignore_items
 
 
 @dataclass(frozen=True)
-class VideoInfo:
-    """What the index of a video tells.
+class VideoView:
+    """How artifacts count in a video.
 
-    Sizes are in pixels, ``duration_s`` in seconds, ``fps`` is 0 where nothing in the file tells it; ``notes`` are
-    sentences for people on how the file was read.
+    Attributes:
+        frame_shift: Their frame n is frame n + frame_shift of the video.
+        is_turned: Their boxes lie in the picture as the display matrix turns or mirrors it, else as it is stored.
+        is_stretched: They lie in it with its pixels made square, else with pixels as they are stored.
     """
 
-    path: str
+    frame_shift: int = 0
+    is_turned: bool = False
+    is_stretched: bool = False
+
+
+AS_STORED = VideoView()
+
+
+@dataclass(frozen=True)
+class VideoSource:
+    """A video, by path or URL, and how artifacts count in it."""
+
+    location: str
+    view: VideoView = AS_STORED
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video is, seen as artifacts may count in it.
+
+    Attributes:
+        source: Where it is, and the view.
+        width: Of the picture in this view, in pixels.
+        height: The same.
+        n_frames: How many frames it has, those before the artifacts' frame 0 among them.
+        fps: Mean frames per second; 0 where nothing in the file tells it.
+        duration_s: Its length in seconds.
+        notes: Sentences for people on how the file was read.
+    """
+
+    source: VideoSource
     width: int
     height: int
     n_frames: int
@@ -80,20 +112,24 @@ class Engine(Protocol):
         """
 
     def observe(
-        self, ep_id: str, video: str, shards: Sequence[pa.Table], report: ReportItems, on_shard: OnShard = ignore_shard
+        self,
+        ep_id: str,
+        video: VideoSource,
+        shards: Sequence[pa.Table],
+        report: ReportItems,
+        on_shard: OnShard = ignore_shard,
     ) -> list[ShardResult]:
         """Observes the shards of one episode.
 
         Args:
             ep_id: The episode, for names and counters.
-            video: Path or URL of its video.
+            video: Its video; a path or URL that every worker sees.
             shards: SAMPLE_SCHEMA each.
             report: Called often while the pass lasts; what it raises ends the pass.
             on_shard: Given number and result of each shard as soon as it is done, in any order.
 
         Returns:
-            One result per shard, in order. A shard whose stretch of video cannot be decoded, or whose worker was lost
-            too often, is a result with a failure.
+            One result per shard, in order. A shard whose worker was lost too often is a result with a failure.
 
         Raises:
             CleanupError: What concerns more than a shard: a model that does not load, a video that a worker does not

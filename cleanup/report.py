@@ -127,7 +127,9 @@ class CleanupReport:
         write_back: Whether files were written back.
         files: What was written, and where the backup lies.
         observed: Frames, faces and shards of the pass over the pixels: what was planned and what was done.
+        video: How the artifacts count in the video, and what it is; empty where no pixels were looked at.
         failed_shards: Shards that failed for good; their tracks are as they were.
+        unreadable: Stretches of the video that cannot be decoded; likewise.
         timings: Where the time went, see ``Timings``.
         plan: What the Facebank has to record when the episode is written; no part of what is written.
         runtime_sec: Seconds from start to end.
@@ -147,7 +149,9 @@ class CleanupReport:
     write_back: bool = False
     files: dict[str, Any] = field(default_factory=dict)
     observed: dict[str, int] = field(default_factory=dict)
+    video: dict[str, Any] = field(default_factory=dict)
     failed_shards: list[dict[str, Any]] = field(default_factory=list)
+    unreadable: list[dict[str, Any]] = field(default_factory=list)
     timings: Timings = field(default_factory=Timings)
     plan: GroupingPlan | None = None
     runtime_sec: float = 0.0
@@ -183,7 +187,9 @@ class CleanupReport:
             engine=self.engine,
             models=self.models,
             observed=self.observed,
+            video=self.video,
             failed_shards=self.failed_shards,
+            unreadable=self.unreadable,
             timings=self.timings.to_json(),
             write_back=self.write_back,
             files=self.files,

@@ -150,12 +150,14 @@ class Provenance:
         models: What the worker says about its models.
         n_frames: Frames it decoded for these rows.
         timings: Seconds by step (decode, crop, detect, quality, embed), summed over threads; the steps overlap.
+        unreadable: Frames with a sample that the video does not give, and why; their tracks have no rows.
     """
 
     worker: str
     models: dict[str, dict[str, object]]
     n_frames: int
     timings: dict[str, float]
+    unreadable: list[tuple[int, str]] = dataclasses.field(default_factory=list)
 
 
 def write_provenance(observations: pa.Table, provenance: Provenance) -> pa.Table:

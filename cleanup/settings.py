@@ -101,6 +101,21 @@ class ObserveSettings:
         yaml="detection.yaml:model_id",
         option=True,
     )
+    rotation: str = _setting(
+        "auto",
+        "whether boxes lie in the picture as its display matrix turns or mirrors it (apply) or as it is stored "
+        "(ignore); auto finds it out from the faces",
+        choices=("auto", "ignore", "apply"),
+        option=True,
+    )
+    frame_shift: int = _setting(
+        0,
+        "frame n of the artifacts is frame n + this of the video; where it is not given, a shift is looked for",
+        at_least=-1_000_000,
+        at_most=1_000_000,
+        unit="frames",
+        option=True,
+    )
     device: str = _setting(
         "auto",
         "device of the detector",

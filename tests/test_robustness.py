@@ -19,6 +19,7 @@ from cleanup.edges.root_path import RootPath
 from cleanup.edges.video_frames import VideoFrames
 from cleanup.entrypoints.run_tools import build_engine
 from cleanup.episode import Episode
+from cleanup.interfaces import VideoSource
 from cleanup.phases.observe import attach_detections, plan_observations
 from cleanup.phases.recluster import recluster
 from cleanup.phases.reembed import reembed
@@ -154,7 +155,7 @@ def observe(shared: Path, root: Path, ep_id: str) -> Episode:
         info = video.info
     plan = plan_observations(episode, settings.settings.observe, info.width, info.height, info.fps)
     engine = build_engine(settings)
-    results = engine.observe(episode.ep_id, str(paths.video), plan.tables(), ignore_items)
+    results = engine.observe(episode.ep_id, VideoSource(str(paths.video)), plan.tables(), ignore_items)
     seen = [r.observations for r in results if r.observations is not None]
     return episode.replace(observations=schemas.merge_observations(seen))
 

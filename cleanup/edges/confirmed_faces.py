@@ -17,7 +17,7 @@ from cleanup.errors import FacebankError
 _MARGIN = 0.5
 
 
-def write_best_faces(episode: Episode, identity_id: str, video: Path, folder: Path, n_faces: int) -> list[Path]:
+def write_best_faces(episode: Episode, identity_id: str, video: VideoFrames, folder: Path, n_faces: int) -> list[Path]:
     """Writes pictures of an identity's best faces, of as many tracks as there are; their bytes are always the same.
 
     Args:
@@ -29,7 +29,7 @@ def write_best_faces(episode: Episode, identity_id: str, video: Path, folder: Pa
 
     Raises:
         FacebankError: The identity has no face with an embedding.
-        VideoError: The video is not to be read, or too short.
+        VideoError: The video is too short.
     """
     track_ids = next(r["track_ids"] for r in episode.identities.to_pylist() if r["identity_id"] == identity_id)
     chosen = _choose([r for r in schemas.face_rows(episode.faces) if r["track_id"] in track_ids], n_faces)
@@ -37,20 +37,23 @@ def write_best_faces(episode: Episode, identity_id: str, video: Path, folder: Pa
         raise FacebankError(f"{episode.ep_id}: identity {identity_id} has no face that is good enough for a seed")
     by_frame = {row["frame_idx"]: row for row in chosen}
     paths = []
-    with VideoFrames(video) as frames:
-        for frame_idx, frame in frames.read(by_frame):
-            image = frame.rgb
-            height, width = image.shape[:2]
-            scale = np.array([width, height]) if episode.is_normalised else np.ones(2)
-            box = np.array(by_frame[frame_idx]["bbox"]).reshape(2, 2) * scale
-            margin = _MARGIN * (box[1] - box[0])
-            (x1, y1), (x2, y2) = np.maximum(box[0] - margin, 0).astype(int), (box[1] + margin).astype(int)
-            path = folder / f"{episode.ep_id}-{identity_id}-{frame_idx:06d}.png"
-            done, data = cv2.imencode(".png", cv2.cvtColor(image[y1:y2, x1:x2], cv2.COLOR_RGB2BGR))
-            if not done:
-                raise FacebankError(f"{episode.ep_id}: the face in frame {frame_idx} cannot be cut out")
-            path.write_bytes(data.tobytes())
-            paths.append(path)
+    for frame_idx, frame in video.read(by_frame):
+        if frame is None:
+            continue
+        image = frame.rgb
+        height, width = image.shape[:2]
+        scale = np.array([width, height]) if episode.is_normalised else np.ones(2)
+        box = np.array(by_frame[frame_idx]["bbox"]).reshape(2, 2) * scale
+        margin = _MARGIN * (box[1] - box[0])
+        (x1, y1), (x2, y2) = np.maximum(box[0] - margin, 0).astype(int), (box[1] + margin).astype(int)
+        path = folder / f"{episode.ep_id}-{identity_id}-{frame_idx:06d}.png"
+        done, data = cv2.imencode(".png", cv2.cvtColor(image[y1:y2, x1:x2], cv2.COLOR_RGB2BGR))
+        if not done:
+            raise FacebankError(f"{episode.ep_id}: the face in frame {frame_idx} cannot be cut out")
+        path.write_bytes(data.tobytes())
+        paths.append(path)
+    if not paths:
+        raise FacebankError(f"{episode.ep_id}: no frame with a good face of identity {identity_id} can be decoded")
     return paths
 
 

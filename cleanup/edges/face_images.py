@@ -32,13 +32,13 @@ class ImageFolder:
 
 
 def save_images(
-    episode: Episode, video: str, target: ImageFolder, settings: OutputSettings, on_frame: Callable[[], None]
+    episode: Episode, video: VideoFrames, target: ImageFolder, settings: OutputSettings, on_frame: Callable[[], None]
 ) -> Episode:
     """Writes the pictures and notes the crops' paths on the faces.
 
     Args:
         episode: The refined episode.
-        video: Path of its video.
+        video: Its video; faces in frames that it does not give get no picture.
         target: ``crops/TRACK/FRAME.jpg``, ``thumbs/TRACK.jpg`` and ``frames/FRAME.jpg`` are made under it.
         settings: What to save, JPEG quality and thumbnail size.
         on_frame: Called before each frame's are written; what it raises ends it.
@@ -47,7 +47,7 @@ def save_images(
         The episode with ``crop_path`` set on every face that has a crop.
 
     Raises:
-        VideoError: A frame cannot be decoded.
+        VideoError: The video is shorter than the artifacts say.
         ArtifactError: A picture cannot be written.
     """
     rows = schemas.face_rows(episode.faces)
@@ -56,14 +56,15 @@ def save_images(
         if row["has_embedding"]:
             by_frame[row["frame_idx"]].append(i)
     best = _best_of_tracks(rows)
-    with VideoFrames(video) as frames:
-        for frame_idx, frame in frames.read(by_frame):
-            on_frame()
-            image = frame.rgb
-            if settings.save_frames:
-                _write(target.folder / "frames" / f"{frame_idx:06d}.jpg", image, settings.jpeg_quality)
-            for i in by_frame[frame_idx] if settings.save_crops else []:
-                _save_face(rows[i], image, target, settings, is_best=best[rows[i]["track_id"]] == i, episode=episode)
+    for frame_idx, frame in video.read(by_frame):
+        on_frame()
+        if frame is None:
+            continue
+        image = frame.rgb
+        if settings.save_frames:
+            _write(target.folder / "frames" / f"{frame_idx:06d}.jpg", image, settings.jpeg_quality)
+        for i in by_frame[frame_idx] if settings.save_crops else []:
+            _save_face(rows[i], image, target, settings, is_best=best[rows[i]["track_id"]] == i, episode=episode)
     paths = [row["crop_path"] for row in rows]
     return episode.replace(faces=schemas.set_column(episode.faces, "crop_path", paths))
 

@@ -14,8 +14,7 @@ import pyarrow as pa
 
 from cleanup import schemas
 from cleanup.edges.observation_worker import ObservationWorker, WorkerSpec
-from cleanup.errors import DamagedVideoError
-from cleanup.interfaces import OnShard, ShardResult, ignore_shard
+from cleanup.interfaces import OnShard, ShardResult, VideoSource, ignore_shard
 from cleanup.progress import ReportItems, ignore_items
 
 
@@ -45,7 +44,7 @@ class LocalEngine:
     def observe(
         self,
         ep_id: str,  # noqa: ARG002 -- the contract's
-        video: str,
+        video: VideoSource,
         shards: Sequence[pa.Table],
         report: ReportItems,
         on_shard: OnShard = ignore_shard,
@@ -54,11 +53,8 @@ class LocalEngine:
         results: list[ShardResult] = []
         done = 0
         for number, shard in enumerate(shards):
-            try:
-                table = self._loaded().observe(video, shard, lambda n, base=done: report(base + n, total))  # type: ignore[misc]
-                result = ShardResult(table)
-            except DamagedVideoError as error:
-                result = ShardResult(None, str(error))
+            table = self._loaded().observe(video, shard, lambda n, base=done: report(base + n, total))  # type: ignore[misc]
+            result = ShardResult(table)
             results.append(result)
             on_shard(number, result)
             done += schemas.count_sampled(shard)

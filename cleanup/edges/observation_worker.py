@@ -21,12 +21,14 @@ from cleanup import schemas
 from cleanup.algorithms.box_association import compute_iou_matrix
 from cleanup.algorithms.face_alignment import estimate_pose, estimate_similarity
 from cleanup.edges.embedding_streams import EmbeddingStreams, MeasuredFaces
+from cleanup.edges.frame_counts import FrameCounts
 from cleanup.edges.frame_pixels import DecodedFrame
 from cleanup.edges.model_files import MODEL_SUFFIX
 from cleanup.edges.onnx_models import DetectedFace, FaceModels, ModelSpec, load_models
 from cleanup.edges.remote_files import NodeCache, is_url
 from cleanup.edges.video_frames import VideoFrames
 from cleanup.errors import ModelError
+from cleanup.interfaces import VideoSource
 
 # Share of a box's size that is added around it before the detector looks for landmarks there.
 _REGION_MARGIN = 0.75
@@ -73,7 +75,7 @@ class ObservationWorker:
         self._models = load(replace(spec.models, directory=directory))
         self._id = uuid.uuid4().hex
         self._video: VideoFrames | None = None
-        self._source = ""
+        self._source: VideoSource | None = None
 
     def describe_models(self) -> dict[str, dict[str, object]]:
         """What the report says about the models."""
@@ -84,20 +86,20 @@ class ObservationWorker:
         """Dimension of the recogniser's embeddings."""
         return self._models.recogniser.dimension
 
-    def observe(self, video: str, samples: pa.Table, on_faces: Callable[[int], None] | None = None) -> pa.Table:
+    def observe(self, video: VideoSource, samples: pa.Table, on_faces: Callable[[int], None] | None = None) -> pa.Table:
         """Observes one shard.
 
         Args:
-            video: Path or URL of the video; it stays open for the next shard of it.
+            video: The video; it stays open for the next shard of it.
             samples: SAMPLE_SCHEMA, whole lineages, boxes in pixels.
             on_faces: Called with the number of sampled faces dealt with so far.
 
         Returns:
             ``observation_schema`` rows with provenance: all sampled boxes, and those between two neighbours that
-            disagree (``is_sampled`` false). A face that could not be looked at has a reject_reason and no embedding.
+            disagree (``is_sampled`` false). A face that could not be looked at has a reject_reason and no embedding. A
+            track with a sample in a frame that cannot be decoded has no rows; the provenance names the frame.
 
         Raises:
-            DamagedVideoError: A frame cannot be decoded.
             VideoError: The video is not there, or not the one the samples are of.
             StorageError: The video lies behind a URL and does not come.
             ModelError: Landmarks are missing and the folder has no detector.
@@ -111,15 +113,19 @@ class ObservationWorker:
             self.close()
             raise
         timings = {name: round(seconds, 4) for name, seconds in sorted(shard.timings.items())}
-        provenance = schemas.Provenance(self._id, self.describe_models(), frames.n_decoded - n_before, timings)
+        provenance = schemas.Provenance(
+            self._id, self.describe_models(), frames.n_decoded - n_before, timings, sorted(shard.unreadable.items())
+        )
         return schemas.write_provenance(table, provenance)
 
-    def _open(self, video: str) -> VideoFrames:
+    def _open(self, video: VideoSource) -> VideoFrames:
         """The video, indexed once for all its shards."""
         if self._video is None or self._source != video:
             self.close()
-            path = self._spec.cache.fetch(video) if is_url(video) else Path(video)
-            self._video, self._source = VideoFrames(path, self._spec.n_threads), video
+            cache = self._spec.cache
+            path = cache.fetch(video.location) if is_url(video.location) else Path(video.location)
+            self._video = VideoFrames(path, self._spec.n_threads, FrameCounts(cache.folder), video.view)
+            self._source = video
         return self._video
 
     def close(self) -> None:
@@ -164,10 +170,14 @@ class _ShardPass:
         self._sharpness, self._contrast = np.full(n_rows, np.nan), np.full(n_rows, np.nan)
         self._reasons: list[str | None] = [None] * n_rows
         self._is_done = np.zeros(n_rows, bool)
+        self._is_lost = np.zeros(n_rows, bool)
+        self.unreadable: dict[int, str] = {}
         self._held: dict[int, NDArray[np.uint8]] = {}
         self.timings: dict[str, float] = defaultdict(float)
 
     def run(self, video: VideoFrames) -> pa.Table:
+        """Makes the shard's observations; ``unreadable`` then holds the frames that could not be had, and why."""
+        n_rows = len(self._samples)
         wanted = np.flatnonzero(np.isin(self._frames, self._frames[self._is_sampled]))
         self._look(video, wanted, self._is_sampled)
         doubtful = self._find_doubtful()
@@ -176,7 +186,7 @@ class _ShardPass:
             for row in held:
                 streams.add(row, self._held[row])
             streams.finish()
-        self._look(video, np.setdiff1d(doubtful, held), np.ones(len(self._samples), bool))
+        self._look(video, np.setdiff1d(doubtful, held), np.ones(n_rows, bool))
         return self._build_table()
 
     def _streams(self) -> EmbeddingStreams:
@@ -190,6 +200,9 @@ class _ShardPass:
         source = self._timed(video.read(by_frame))
         with contextlib.closing(read_ahead(source, _FRAMES_AHEAD)) as frames, self._streams() as streams:
             for frame_idx, frame in frames:
+                if frame is None:
+                    self._miss(frame_idx, by_frame[frame_idx], video.faults[frame_idx])
+                    continue
                 for row in by_frame[frame_idx]:
                     self._times[row] = video.timestamp_s(frame_idx)
                     crop = self._cut_out(row, frame, may_detect=bool(is_embedded[row]))
@@ -200,6 +213,13 @@ class _ShardPass:
                     else:
                         self._held[row] = crop
             streams.finish()
+
+    def _miss(self, frame_idx: int, rows: list[int], reason: str) -> None:
+        """Notes a frame that cannot be had; without samples in it nothing is missed."""
+        lost = [row for row in rows if self._is_sampled[row]]
+        if lost:
+            self.unreadable[frame_idx] = reason
+            self._is_lost |= np.isin(self._lineages, self._lineages[lost])
 
     def _timed(self, frames: Iterator[_T]) -> Iterator[_T]:
         while True:
@@ -326,7 +346,9 @@ class _ShardPass:
             },
             schema=schemas.observation_schema(self._models.recogniser.dimension),
         )
-        return table.filter(self._is_done).sort_by([("track_id", "ascending"), ("frame_idx", "ascending")])
+        return table.filter(self._is_done & ~self._is_lost).sort_by(
+            [("track_id", "ascending"), ("frame_idx", "ascending")]
+        )
 
 
 def _nullable(values: NDArray[np.float64]) -> pa.Array:

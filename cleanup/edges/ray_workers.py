@@ -27,8 +27,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cleanup import schemas
 from cleanup.edges.observation_worker import ObservationWorker, WorkerSpec
 from cleanup.edges.pool_sizing import NodeGroup, PoolSize, plan_pool
-from cleanup.errors import CleanupError, DamagedVideoError, EngineError, StorageError, VideoError, first_line
-from cleanup.interfaces import OnShard, ShardResult, ignore_shard, run_in_turn
+from cleanup.errors import CleanupError, EngineError, StorageError, VideoError, first_line
+from cleanup.interfaces import OnShard, ShardResult, VideoSource, ignore_shard, run_in_turn
 from cleanup.progress import ReportItems, ignore_items
 from cleanup.settings import ClusterSettings
 
@@ -59,13 +59,11 @@ class RayWorker:
         self._worker = ObservationWorker(self._spec)
         return self._worker.describe_models()
 
-    def observe(self, ep_id: str, video: str, samples: pa.Table) -> pa.Table:
+    def observe(self, ep_id: str, video: VideoSource, samples: pa.Table) -> pa.Table:
         """Observes one shard; see ObservationWorker."""
         assert self._worker is not None
         try:
             table = self._worker.observe(video, samples)
-        except DamagedVideoError:
-            raise
         except VideoError as error:
             # The driver could read it, so it is this node that does not.
             raise VideoError(
@@ -93,7 +91,7 @@ class _Shard:
     ep_id: str
     number: int
     n_shards: int
-    video: str
+    video: VideoSource
     samples: pa.Table
     n_attempts: int = 0
     future: Future[ShardResult] = field(default_factory=Future)
@@ -226,9 +224,7 @@ class _ActorPool:
         except ray.exceptions.RayTaskError as error:
             self._release(actor)
             cause = error.cause
-            if isinstance(cause, DamagedVideoError):
-                shard.future.set_result(ShardResult(None, str(cause), shard.n_attempts))
-            elif isinstance(cause, StorageError) and shard.n_attempts <= self._n_retries:
+            if isinstance(cause, StorageError) and shard.n_attempts <= self._n_retries:
                 self._begin_again(shard, str(cause))
             else:
                 shard.future.set_exception(_own_error(error))
@@ -393,7 +389,12 @@ class RayEngine:
         return pool.models.result()
 
     def observe(
-        self, ep_id: str, video: str, shards: Sequence[pa.Table], report: ReportItems, on_shard: OnShard = ignore_shard
+        self,
+        ep_id: str,
+        video: VideoSource,
+        shards: Sequence[pa.Table],
+        report: ReportItems,
+        on_shard: OnShard = ignore_shard,
     ) -> list[ShardResult]:
         pool = self._started_pool()
         work = [_Shard(ep_id, i, len(shards), video, shard) for i, shard in enumerate(shards)]

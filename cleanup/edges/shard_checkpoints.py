@@ -20,14 +20,14 @@ from cleanup.edges.records import RecordError, set_aside
 from cleanup.edges.remote_root import RemoteRoot
 from cleanup.edges.root_path import RootPath
 from cleanup.errors import ArtifactError, first_line
-from cleanup.interfaces import Engine, OnShard, ShardResult, ignore_shard
+from cleanup.interfaces import Engine, OnShard, ShardResult, VideoSource, VideoView, ignore_shard
 from cleanup.progress import ReportItems, ignore_items
 
 if TYPE_CHECKING:
     from cleanup.edges.observation_worker import WorkerSpec
 
 # Goes up when observations are made in another way from the same inputs.
-_FORMAT = 2
+_FORMAT = 3
 # The observations of one shard: some hundred faces of a few kilobytes each.
 _MAX_BYTES = 1 << 30
 
@@ -44,9 +44,9 @@ def compute_pass_key(video_sha256: str, model_sha256: Sequence[str], spec: Worke
     return hashlib.sha256(orjson.dumps(inputs, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
-def compute_shard_key(samples: pa.Table) -> str:
-    """Digest of a shard's samples."""
-    return hashlib.sha256(orjson.dumps(samples.to_pydict())).hexdigest()[:32]
+def compute_shard_key(samples: pa.Table, view: VideoView) -> str:
+    """Digest of a shard's samples, and of how they count in the video."""
+    return hashlib.sha256(orjson.dumps([samples.to_pydict(), view])).hexdigest()[:32]
 
 
 class CheckpointedEngine:
@@ -76,9 +76,14 @@ class CheckpointedEngine:
         return self._engine.describe_models(report)
 
     def observe(
-        self, ep_id: str, video: str, shards: Sequence[pa.Table], report: ReportItems, on_shard: OnShard = ignore_shard
+        self,
+        ep_id: str,
+        video: VideoSource,
+        shards: Sequence[pa.Table],
+        report: ReportItems,
+        on_shard: OnShard = ignore_shard,
     ) -> list[ShardResult]:
-        paths = [self._folder / f"{self._pass_key}-{compute_shard_key(shard)}.arrow" for shard in shards]
+        paths = [self._folder / f"{self._pass_key}-{compute_shard_key(shard, video.view)}.arrow" for shard in shards]
         self._used.update(paths)
         found = {i: _read(path) for i, path in enumerate(paths)}
         results = {i: ShardResult(table, None, 0) for i, table in found.items() if table is not None}

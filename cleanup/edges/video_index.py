@@ -193,8 +193,9 @@ def _read_packets(opened: OpenedStream, path: Path) -> _Packets:
         break_off = first_line(error)
     if not rows:
         raise VideoError(f"{path}: the video holds no frames")
-    pts, dts, pos, size, is_key, is_discard = (np.array(column) for column in zip(*rows, strict=True))
-    return _Packets(pts, dts, pos, size, is_key, is_discard, break_off)
+    table = np.array(rows, np.int64)
+    pts, dts, pos, size = np.ascontiguousarray(table[:, :4].T)
+    return _Packets(pts, dts, pos, size, table[:, 4] != 0, table[:, 5] != 0, break_off)
 
 
 def _find_doubt(opened: OpenedStream, packets: _Packets) -> str:

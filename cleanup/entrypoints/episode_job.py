@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +25,13 @@ from cleanup.edges.shard_checkpoints import CheckpointedEngine, compute_pass_key
 from cleanup.edges.stoppable import stoppable
 from cleanup.entrypoints.episode_output import Output, open_output
 from cleanup.entrypoints.people_labels import relabel_episodes
-from cleanup.entrypoints.run_tools import Tools, node_cache, worker_spec
+from cleanup.entrypoints.run_tools import Tools, find_view, node_cache, worker_spec
 from cleanup.entrypoints.stop_signals import last_words, stop_held
 from cleanup.episode import Episode
 from cleanup.errors import SettingsError, VideoError, describe_error
+from cleanup.interfaces import VideoView
 from cleanup.names import EpId, RunId, show_of
+from cleanup.observing import VideoChoice
 from cleanup.progress import PhaseProgress, ReportProgress
 from cleanup.report import CleanupReport
 from cleanup.resolve_settings import ResolvedSettings
@@ -39,6 +40,7 @@ from cleanup.settings import SPECS
 
 # Libraries for pixels, models and PostgreSQL are imported where a run turns out to need them.
 if TYPE_CHECKING:
+    from cleanup.edges.frame_counts import FrameCounts
     from cleanup.edges.postgres_calibrations import KnownScales
     from cleanup.edges.postgres_facebank import PostgresFacebank
     from cleanup.edges.postgres_server import ShowHold
@@ -327,6 +329,13 @@ class _Inputs:
         """Digest of the video."""
         return sha256_of_file(self.local_video)
 
+    @property
+    def frame_counts(self) -> FrameCounts:
+        """What was counted of the frames of videos on this machine."""
+        from cleanup.edges.frame_counts import FrameCounts
+
+        return FrameCounts(node_cache(self._job.settings).folder)
+
     @cached_property
     def facebank(self) -> PostgresFacebank | None:
         """The Facebank, if it is there: every phase stands on what it knows of the model's scale."""
@@ -393,8 +402,12 @@ def _refine(
     if inputs.video is not None:
         from cleanup.edges.video_frames import VideoFrames
 
-        with VideoFrames(inputs.local_video) as frames:
-            video = dataclasses.replace(frames.info, path=inputs.video)
+        observe = settings.observe
+        view = VideoView(observe.frame_shift)
+        with VideoFrames(inputs.local_video, 0, inputs.frame_counts, view) as frames:
+            views = [replace(info, source=replace(info.source, location=inputs.video)) for info in frames.list_views()]
+        is_trusted = job.settings.sources["frame_shift"] != "fallback"
+        video = VideoChoice(views, observe.rotation, is_trusted)
         engine = _checkpointed(job, inputs, tools)
     elif PIXEL_PHASES & set(job.actions):
         report.warnings.append(
@@ -420,7 +433,7 @@ def _refine(
     )
     refined = run(episode, job.actions, context, tell, report)
     if settings.output.save_crops or settings.output.save_frames:
-        refined = _save_images(job, run_id, refined, inputs)
+        refined = _save_images(job, run_id, refined, inputs, find_view(job.paths, report.video))
     report.engine = report.engine or "none"
     return _Refined(refined, report, engine)
 
@@ -440,16 +453,18 @@ def _checkpointed(job: EpisodeJob, inputs: _Inputs, tools: Tools) -> Checkpointe
     return CheckpointedEngine(tools.engine, folder, key, job.root.remote)
 
 
-def _save_images(job: EpisodeJob, run_id: RunId, episode: Episode, inputs: _Inputs) -> Episode:
+def _save_images(job: EpisodeJob, run_id: RunId, episode: Episode, inputs: _Inputs, view: VideoView) -> Episode:
     """Pictures go beside the artifacts, or without write-back into the run folder."""
     from cleanup.edges.face_images import ImageFolder, save_images
+    from cleanup.edges.video_frames import VideoFrames
 
     source = inputs.local_video if inputs.video is not None else job.paths.video.system_path
     folder = job.paths.frames if job.write_back else job.paths.runs / run_id / "frames"
     folder.parent.mkdir()
     folder.mkdir(like=job.paths.manifests if job.write_back else None)
     target = ImageFolder(folder, folder.relative_to(job.root.path).as_posix())
-    episode = save_images(episode, str(source), target, job.settings.settings.output, inputs.touch_hold)
+    with VideoFrames(source, 0, inputs.frame_counts, view) as video:
+        episode = save_images(episode, video, target, job.settings.settings.output, inputs.touch_hold)
     if job.root.remote is not None:
         for path in folder.walk_files():
             job.root.remote.put(path)

@@ -139,8 +139,10 @@ def _cut_confirmed(
     """Puts the best faces of a confirmed identity into a folder of photos."""
     from cleanup.edges.artifact_reading import read_episode
     from cleanup.edges.confirmed_faces import write_best_faces
+    from cleanup.edges.frame_counts import FrameCounts
     from cleanup.edges.remote_files import is_url
-    from cleanup.entrypoints.run_tools import node_cache
+    from cleanup.edges.video_frames import VideoFrames
+    from cleanup.entrypoints.run_tools import find_view, node_cache
     from cleanup.names import check_person_id
     from cleanup.phases.identity_rows import is_human_named
 
@@ -160,7 +162,9 @@ def _cut_confirmed(
     if video is None:
         raise VideoError(f"{root.show(root.paths(ep_id).video)}: no video, and the faces are cut out of it")
     path = node_cache(resolved).fetch(video) if is_url(video) else Path(video)
-    write_best_faces(episode, identity, path, target, n_faces)
+    view = find_view(root.paths(ep_id))
+    with VideoFrames(path, 0, FrameCounts(node_cache(resolved).folder), view) as frames:
+        write_best_faces(episode, identity, frames, target, n_faces)
 
 
 @facebank_app.command("list")

@@ -6,10 +6,11 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.data_root import DataRoot
 from cleanup.edges.model_files import (
     MODEL_SUFFIX,
@@ -19,8 +20,9 @@ from cleanup.edges.model_files import (
     sha256_of_file,
 )
 from cleanup.edges.pool_sizing import GIB
+from cleanup.edges.records import RecordError, take
 from cleanup.edges.remote_files import NodeCache, is_url
-from cleanup.interfaces import Engine
+from cleanup.interfaces import AS_STORED, Engine, VideoView
 from cleanup.resolve_settings import ResolvedSettings
 
 # Libraries for pixels, models and PostgreSQL are imported where a run turns out to need them.
@@ -113,6 +115,23 @@ def find_models(settings: ResolvedSettings) -> Path:
     if is_url(models):
         return node_cache(settings).fetch_folder(models, MODEL_SUFFIX)
     return resolve_model_directory(models)
+
+
+def find_view(paths: EpisodePaths, video: Mapping[str, Any] | None = None) -> VideoView:
+    """How the artifacts of an episode count in its video, as the last run that looked at its pixels found it.
+
+    Args:
+        paths: The episode.
+        video: The part on the video of a report that was not written yet; empty or None where there is none.
+    """
+    if not video and paths.report.is_taken():
+        with contextlib.suppress(RecordError):  # whoever spoilt it has said nothing on the video
+            video = take(paths.report, dict).get("video")
+    if not isinstance(video, Mapping):
+        return AS_STORED
+    shift = video.get("frame_shift")
+    is_turned, is_stretched = video.get("is_turned") is True, video.get("is_stretched") is True
+    return VideoView(shift if type(shift) is int else 0, is_turned, is_stretched)
 
 
 def worker_spec(settings: ResolvedSettings) -> WorkerSpec:

@@ -22,6 +22,7 @@ from cleanup.edges.root_path import RootPath
 from cleanup.edges.shard_checkpoints import CheckpointedEngine, compute_pass_key
 from cleanup.edges.video_frames import VideoFrames
 from cleanup.entrypoints.run_tools import Tools, worker_spec
+from cleanup.interfaces import VideoSource
 from cleanup.names import EpId
 from cleanup.phases.observe import attach_detections, plan_observations
 from cleanup.progress import ignore_items
@@ -90,7 +91,7 @@ def observe_scene(root: Path, truth_file: Path, settings: ResolvedSettings) -> S
     with Tools(settings, data) as tools:
         key = compute_pass_key(sha256_of_file(video), tools.model_sha256, worker_spec(settings))
         results = CheckpointedEngine(tools.engine, paths.checkpoints, key).observe(
-            ep_id, str(paths.video), plan.tables(), ignore_items
+            ep_id, VideoSource(str(paths.video)), plan.tables(), ignore_items
         )
     seen = schemas.merge_observations([r.observations for r in results if r.observations is not None])
     place = {k: i for i, k in enumerate(zip(seen["track_id"].to_pylist(), seen["frame_idx"].to_pylist(), strict=True))}

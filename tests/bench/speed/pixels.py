@@ -22,6 +22,7 @@ from cleanup.edges.onnx_models import FaceModels, FaceRecogniser, ModelSpec, loa
 from cleanup.edges.root_path import RootPath
 from cleanup.edges.video_frames import VideoFrames
 from cleanup.entrypoints.run_tools import build_engine, worker_spec
+from cleanup.interfaces import VideoSource
 from cleanup.phases.observe import attach_detections, plan_observations
 from cleanup.progress import ignore_items
 from cleanup.resolve_settings import ResolvedSettings, resolve_for_run
@@ -40,14 +41,16 @@ def _resolve(profile: str) -> ResolvedSettings:
     return resolve_for_run({"models": str(_MODELS), "engine": "local"}, profile, None)
 
 
-def _plan(root: Path, ep_id: str, settings: ResolvedSettings) -> tuple[str, list[pa.Table]]:
+def _plan(root: Path, ep_id: str, settings: ResolvedSettings) -> tuple[VideoSource, list[pa.Table]]:
     """The episode's video and the shards of its pass."""
     paths = EpisodePaths(RootPath(root), ep_id)
     observe = settings.settings.observe
     episode = attach_detections(read_episode(paths), observe)
     with VideoFrames(paths.video.system_path) as video:
         info = video.info
-    return str(paths.video), plan_observations(episode, observe, info.width, info.height, info.fps).tables()
+    return VideoSource(str(paths.video)), plan_observations(
+        episode, observe, info.width, info.height, info.fps
+    ).tables()
 
 
 def _observe(root: Path, ep_id: str, profile: str) -> dict[str, Any]:
@@ -102,8 +105,9 @@ def _cut_crops(profile: str, n_crops: int) -> dict[str, Any]:
     matrices = estimate_similarity(schemas.matrix_of(samples["landmarks"], 10).reshape(-1, 5, 2))
     frames = schemas.ints_of(samples, "frame_idx")
     crops = []
-    with VideoFrames(Path(video)) as opened:
+    with VideoFrames(video.location) as opened:
         for frame_idx, frame in opened.read(np.unique(frames).tolist()):
+            assert frame is not None
             crops += [frame.align_face(matrix) for matrix in matrices[frames == frame_idx]]
     return {"seconds": time.perf_counter() - started, "crops": np.stack(crops)}
 
