@@ -60,6 +60,7 @@ OPENS_BY_NAME = {
     "edges/onnx_sessions.py": "engines built from models",
     "edges/observation_worker.py": "videos",
     "edges/video_frames.py": "videos",
+    "edges/frame_counts.py": "the cache of what was counted of videos",
     "edges/pictures.py": "photos",
     "edges/artifact_reading.py": "a handle that RootPath gave, by its number",
     "edges/seed_archive.py": "an archive that the user named",

@@ -10,16 +10,15 @@ from numpy.typing import NDArray
 
 Transfer = Literal["pq", "hlg"]
 
-# Nits of diffuse white in both systems (ITU-R BT.2408-7, table 1); the nominal peak of an HLG display and the exponent
-# of its system gamma at that peak (ITU-R BT.2100-2, table 5).
+# Nits of diffuse white in both systems (ITU-R BT.2408, section 2.1); the nominal peak of an HLG display and the
+# exponent of its system gamma at that peak (ITU-R BT.2100-2, table 5).
 _WHITE_NITS, _HLG_PEAK_NITS, _HLG_SYSTEM_GAMMA = 203.0, 1000.0, 1.2
 # What a display of standard range makes of a signal (ITU-R BT.1886).
 _SDR_GAMMA = 2.4
-# Highlights are rolled off from here, as a share of white. White itself then loses 2 levels of 255; skin lies at a
-# third of white and below (BT.2408-7, table 2).
+# Highlights are rolled off from here, as a share of white: darker ones are left alone, white loses 2 levels of 255.
 _KNEE = 0.95
 _BT2020_LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)
-# Linear light, ITU-R BT.2020 to BT.709 primaries (ITU-R BT.2407, section 2).
+# Linear light, ITU-R BT.2020 to BT.709 primaries (ITU-R BT.2407).
 _BT709_OF_BT2020 = np.array(
     [[1.660491, -0.587641, -0.072850], [-0.124550, 1.132900, -0.008349], [-0.018151, -0.100579, 1.118730]], np.float32
 )

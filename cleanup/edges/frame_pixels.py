@@ -38,7 +38,8 @@ _GREY = ("gray", "ya")
 _RGB_IN_FFMPEG = ("xyz", "mono")
 # FFmpeg's converter ends the process where it is given one of these.
 _FATAL_IN_FFMPEG = ("yaf32",)
-# The colour spaces of which FFmpeg's conversion of 8-bit 4:2:0 is that of our tables to the bit.
+# Where FFmpeg's conversion of 8-bit 4:2:0, the quicker one of a whole picture, is that of our tables to the bit (of
+# BT.709 in full range within one level).
 _SAME_IN_FFMPEG = (1, 2, 5, 6)
 _STRIP_ROWS = 64
 

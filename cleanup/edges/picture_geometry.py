@@ -150,9 +150,8 @@ def _read_turns(frame: av.VideoFrame) -> tuple[int, bool]:
 
 def _read_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
     """Of the display matrix the part that turns: x' = a x + c y, y' = b x + d y, with y down; it may hold a scale."""
-    side_data: Any
     try:
-        side_data = frame.side_data
+        side_data: Any = frame.side_data  # PyAV's stubs take it for a single one
         found = side_data.get("DISPLAYMATRIX")
     except ValueError:  # PyAV gives none where it does not know all (EXIF, say), but the angle, counterclockwise
         angle = math.radians(-frame.rotation)

@@ -33,8 +33,8 @@ _MOTION_FRAMES = 12
 _END_FRAMES = 2
 # Odds against a shift or a view being better by chance, over all faces and in one part.
 _MAX_CHANCE, _MAX_PART_CHANCE = 1e-3, 0.01
-# Difference of two costs that says nothing.
-_MIN_GAIN = 0.01
+# Difference of two costs that says nothing, and the share of its cost that a better way may have at most.
+_MIN_GAIN, _MAX_SHARE = 1e-3, 0.8
 # Mean cost up to which faces are where they should be: similarity above 0.9, or found within a tenth of their size.
 MAX_COST = 0.1
 # Cost of a face that is not there.
@@ -262,14 +262,17 @@ def _mean_costs(costs: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def is_better(costs: NDArray[np.float64], others: NDArray[np.float64], max_chance: float = _MAX_CHANCE) -> bool:
-    """Whether faces fit better in one way than in another, by a sign test on the pairs that differ.
+    """Whether faces fit better in one way than in another, by their sum and by a sign test on the pairs that differ.
 
     Args:
         costs: Cost of each face in the one way, shape (n,).
         others: The same in the other way.
         max_chance: Odds below which it is no chance.
     """
-    gains = (others - costs)[np.isfinite(costs) & np.isfinite(others)]
+    is_pair = np.isfinite(costs) & np.isfinite(others)
+    gains = (others - costs)[is_pair]
+    if costs[is_pair].sum() > _MAX_SHARE * others[is_pair].sum():
+        return False
     wins, losses = int((gains > _MIN_GAIN).sum()), int((gains < -_MIN_GAIN).sum())
     n_pairs = wins + losses
     chance = sum(math.comb(n_pairs, k) for k in range(wins, n_pairs + 1)) / 2**n_pairs

@@ -210,25 +210,22 @@ TWO = [*range(40), *range(500, 540)]
 
 
 def _containers() -> Iterator[Kind]:
-    for container in ("mp4", "mov", "matroska", "avi", "mpegts", "flv", "3gp", "asf", "mxf"):
+    for container in ("mp4", "mov", "matroska", "avi", "mpegts", "flv", "asf", "mxf", "vob"):
         yield Kind(f"H.264 with B-frames in {container}", partial(h264, container, b_frames=2))
-    for container in ("mp4", "matroska", "avi", "mpegts", "flv"):
+    for container in ("mp4", "avi"):
         yield Kind(f"H.264 without B-frames in {container}", partial(h264, container))
-    for container in ("vob", "mpeg"):
-        yield Kind(f"H.264 with B-frames in {container}", partial(h264, container, b_frames=2))
     for container in ("mp4", "matroska", "mpegts", "flv"):
         yield Kind(f"HEVC in {container}", partial(hevc, container, b_frames=2))
     yield Kind("H.264 as it is", partial(h264, "h264", b_frames=2))
     yield Kind("HEVC as it is", partial(hevc, "hevc", b_frames=2))
     yield Kind("MPEG-2 as it is", partial(mpeg2, "mpeg2video"))
-    for container in ("mpegts", "mpeg", "vob", "mxf", "matroska", "mp4", "avi"):
+    for container in ("mpegts", "mpeg", "vob", "mxf", "avi"):
         yield Kind(f"MPEG-2 in {container}", partial(mpeg2, container))
     yield Kind("MPEG-1 in mpeg", partial(encode, "mpeg1video", "mpeg", "sc_threshold=1000000000", b_frames=2))
     yield Kind("M2TS", partial(h264, "mpegts", b_frames=2, mux_options="mpegts_m2ts_mode=1"))
     for container, options in (
         ("fragments", "frag_keyframe+empty_moov+default_base_moof"),
         ("a fragment per frame", "frag_every_frame+empty_moov"),
-        ("fragments for streaming", "frag_keyframe+cmaf+dash"),
         ("negative offsets", "negative_cts_offsets"),
     ):
         yield Kind(f"MP4 of {container}", partial(h264, "mp4", b_frames=2, mux_options=f"movflags={options}"))
@@ -252,43 +249,34 @@ def _codecs() -> Iterator[Kind]:
         ("prores_ks", "mov", "yuva444p10le"),
         ("mjpeg", "avi", "yuvj420p"),
         ("mjpeg", "mov", "yuvj422p"),
-        ("mjpeg", "matroska", "yuvj444p"),
         ("mjpeg", "mjpeg", "yuvj420p"),
         ("mpeg4", "mp4", "yuv420p"),
         ("ffv1", "matroska", "yuv420p"),
-        ("ffv1", "avi", "yuv422p10le"),
         ("huffyuv", "avi", "yuv422p"),
         ("rawvideo", "avi", "yuv420p"),
-        ("rawvideo", "mov", "uyvy422"),
-        ("rawvideo", "matroska", "yuv420p"),
         ("flv", "flv", "yuv420p"),
-        ("wmv1", "asf", "yuv420p"),
         ("wmv2", "asf", "yuv420p"),
         ("msmpeg4", "avi", "yuv420p"),
         ("png", "mov", "rgba"),
         ("qtrle", "mov", "argb"),
         ("svq1", "mov", "yuv410p"),
-        ("utvideo", "avi", "yuv420p"),
         ("msvideo1", "avi", "rgb555le"),
         ("h263p", "avi", "yuv420p"),
-        ("snow", "avi", "yuv420p"),
         ("jpeg2000", "mxf", "yuv420p"),
-        ("v210", "mov", "yuv422p10le"),
     ):
         yield Kind(f"{codec} of {pix_fmt} in {container}", partial(encode, codec, container, pix_fmt=pix_fmt))
     yield Kind("MPEG-4 with B-frames in AVI", partial(encode, "mpeg4", "avi", b_frames=2))
     yield Kind("MPEG-4 with packed B-frames", lambda: copy(encode("mpeg4", "avi", b_frames=1), "avi", pack_b_frames))
     yield Kind("H.263 in 3GP", partial(encode, "h263", "3gp", size=(176, 144)), size=(176, 144), fps=None)
-    for container in ("mov", "mxf"):
-        yield Kind(
-            f"DNxHR in {container}",
-            partial(encode, "dnxhd", container, "profile=dnxhr_lb", size=(256, 128), pix_fmt="yuv422p"),
-            size=(256, 128),
-        )
+    yield Kind(
+        "DNxHR in MXF",
+        partial(encode, "dnxhd", "mxf", "profile=dnxhr_lb", size=(256, 128), pix_fmt="yuv422p"),
+        size=(256, 128),
+    )
     yield Kind(
         "DV in AVI",
-        partial(encode, "dvvideo", "avi", size=(720, 576), numbers=range(12)),
-        expected=range(12),
+        partial(encode, "dvvideo", "avi", size=(720, 576), numbers=range(6)),
+        expected=range(6),
         opencv=NO_INTERLACED,
         size=None,
     )
@@ -301,7 +289,7 @@ def _structures() -> Iterator[Kind]:
         yield Kind(f"H.264 of open groups in {container}", partial(open_gop, container))
     for container in ("mp4", "matroska", "mpegts", "hevc"):
         yield Kind(f"HEVC of open groups in {container}", partial(hevc_open_gop, container))
-    for container in ("mp4", "matroska", "mpegts", "h264"):
+    for container in ("mp4", "matroska", "mpegts"):
         yield Kind(f"H.264 refreshed by columns in {container}", partial(refreshed, container), expected=LONG)
     yield Kind("nothing but key frames", partial(h264, "mp4", gop=1))
     yield Kind("a single key frame", partial(h264, "mp4", gop=600, b_frames=2))
@@ -324,6 +312,7 @@ def _structures() -> Iterator[Kind]:
                 partial(fields, container, is_apart=is_apart),
                 expected=range(24),
                 opencv=NO_INTERLACED,
+                fps=None,
             )
     yield Kind(
         "H.264 in fields as it is",
@@ -332,7 +321,7 @@ def _structures() -> Iterator[Kind]:
         opencv=NO_INTERLACED,
         fps=None,
     )
-    for pix_fmt in ("yuv420p10le", "yuv422p", "yuv444p", "gray", "yuvj420p", "yuv422p10le", "gray10le"):
+    for pix_fmt in ("yuv420p10le", "yuv422p10le", "yuv444p", "gray", "yuvj420p"):
         yield Kind(f"H.264 of {pix_fmt}", partial(h264, "mp4", pix_fmt=pix_fmt, b_frames=2))
     yield Kind("HEVC of 10 bits", partial(hevc, "mp4", pix_fmt="yuv420p10le", b_frames=2))
     yield Kind("H.264 of RGB", partial(encode, "libx264rgb", "mp4", "preset=ultrafast", pix_fmt="rgb24"))
