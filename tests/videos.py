@@ -16,9 +16,10 @@ from functools import cache
 import av
 import numpy as np
 from av.bitstream import BitStreamFilterContext
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-N_FRAMES, SIZE, RATE = 60, (160, 96), 25
+N_FRAMES, SIZE, RATE = 40, (160, 96), 25
 _N_BITS = 10
 _DARK, _BRIGHT = 24, 232
 # How far a bit and its inverse have to lie apart; what is smeared or half drawn lies nearer.
@@ -104,7 +105,7 @@ def encode(
         mux_options: Those of the muxer.
         is_constant_quality: Whether ``options`` say how good the picture is, and not a rate of bits.
     """
-    target = io.BytesIO()
+    target, reformatter = io.BytesIO(), VideoReformatter()
     with av.open(target, "w", format=container, container_options=_parse(mux_options)) as output:
         stream = output.add_stream(codec, rate=1 / time_base if times is None else RATE, options=_parse(options))
         stream.width, stream.height = size
@@ -117,7 +118,8 @@ def encode(
         for number, time in zip(numbers, times or range(len(numbers)), strict=True):
             picture = np.rot90(paint(number, size[:: -1 if turns % 2 else 1]), turns)
             picture = picture[:, ::-1] if is_mirrored else picture
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(format=pix_fmt)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame = reformatter.reformat(frame, format=pix_fmt)
             frame.pts, frame.time_base = time, time_base
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
@@ -127,13 +129,13 @@ def encode(
 def h264(container: str, options: str = "", *, x264: str = "", preset: str = "ultrafast", **more: object) -> bytes:
     """An H.264 file with a key frame every ``gop`` frames and no others; ``x264`` are options of x264 itself."""
     params = ":".join(filter(None, ["scenecut=0:threads=1", x264]))
-    return encode("libx264", container, f"preset={preset} x264-params={params} {options}", **more)  # type: ignore[arg-type]
+    return encode("libx264", container, f"preset={preset} x264-params={params} {options}", **more)
 
 
 def hevc(container: str, x265: str = "", **more: object) -> bytes:
     """An HEVC file; ``x265`` are options of x265 itself."""
     params = ":".join(filter(None, ["scenecut=0:log-level=none:pools=none:frame-threads=1:b-adapt=0", x265]))
-    return encode("libx265", container, f"preset=ultrafast x265-params={params}", **more)  # type: ignore[arg-type]
+    return encode("libx265", container, f"preset=ultrafast x265-params={params}", **more)
 
 
 def read_packets(data: bytes) -> Iterator[av.Packet]:
@@ -198,9 +200,7 @@ def silence(container: str = "nut", codec: str = "aac", seconds: float = 2.4) ->
         stream = output.add_stream(codec, rate=48000)
         n_samples = stream.codec_context.frame_size or 1152
         for start in range(0, int(48000 * seconds), n_samples):
-            frame = av.AudioFrame.from_ndarray(
-                np.zeros((2, n_samples), np.float32), format="fltp", layout="stereo"
-            )
+            frame = av.AudioFrame.from_ndarray(np.zeros((2, n_samples), np.float32), format="fltp", layout="stereo")
             frame.sample_rate, frame.pts = 48000, start
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
@@ -310,8 +310,14 @@ class _Bits:
         return int(text, 2).to_bytes(len(text) // 8, "big")
 
 
-def h264_fields(numbers: Sequence[int] = range(24), gop: int = 6) -> list[tuple[bytes, bytes]]:
-    """H.264 pictures coded as two fields each, of uncompressed macroblocks: for each picture its two access units."""
+def h264_pictures(numbers: Sequence[int] = range(24), n_whole: int = 0, gop: int = 6) -> list[list[bytes]]:
+    """H.264 of uncompressed macroblocks: for each picture its packets.
+
+    Args:
+        numbers: What the pictures show.
+        n_whole: So many are coded whole, those after them as two fields each, with a packet for either.
+        gop: Pictures from one key frame to the next.
+    """
     width, height = SIZE
     start = b"\0\0\0\1"
     sps = _Bits().fixed(77, 8).fixed(0, 8).fixed(30, 8).golomb(0, 0, 2, 1).fixed(0, 1)
@@ -320,22 +326,20 @@ def h264_fields(numbers: Sequence[int] = range(24), gop: int = 6) -> list[tuple[
     head = start + b"\x67" + sps.pack() + start + b"\x68" + pps.pack()
     pictures = []
     for place, number in enumerate(numbers):
-        is_idr = place % gop == 0
+        frame_num = place % gop
         luma = paint(number)[:, :, 0]
-        first, second = (
-            _field(luma[parity::2], place % gop % 16, parity, is_idr=is_idr and parity == 0) for parity in (0, 1)
-        )
-        pictures.append(((head if is_idr else b"") + start + first, start + second))
+        parts = [(luma, None)] if place < n_whole else [(luma[0::2], 0), (luma[1::2], 1)]
+        slices = [_slice(part, frame_num, parity, is_idr=frame_num == 0 and not parity) for part, parity in parts]
+        slices[0] = (head if frame_num == 0 else b"") + start + slices[0]
+        pictures.append([slices[0], *(start + later for later in slices[1:])])
     return pictures
 
 
-def _field(luma: NDArray[np.uint8], frame_num: int, parity: int, *, is_idr: bool) -> bytes:
-    """One field as a NAL unit of a single slice of I_PCM macroblocks. No sample is 0, so nothing has to be escaped."""
-    header = _Bits().golomb(0, 7, 0).fixed(frame_num, 4).fixed(1, 1).fixed(parity, 1)
-    if is_idr:
-        header.golomb(0).fixed(0, 2)
-    else:
-        header.fixed(0, 1)
+def _slice(luma: NDArray[np.uint8], frame_num: int, parity: int | None, *, is_idr: bool) -> bytes:
+    """A frame or a field as a NAL unit of one slice of I_PCM macroblocks. No sample is 0: nothing has to be escaped."""
+    header = _Bits().golomb(0, 7, 0).fixed(frame_num, 4)
+    header.fixed(0, 1) if parity is None else header.fixed(1, 1).fixed(parity, 1)
+    header.golomb(0).fixed(0, 2) if is_idr else header.fixed(0, 1)
     header.golomb(0, 1, 25)
     height, width = luma.shape
     blocks = luma.reshape(height // 16, 16, width // 16, 16).swapaxes(1, 2).reshape(-1, 256)

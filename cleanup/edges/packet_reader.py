@@ -103,10 +103,12 @@ class PacketReader:
             codec = self._opened.stream.codec_context
             codec.skip_frame = "DEFAULT" if number in unsent else idle
             unsent.discard(number)
-            yield from decode_numbered(codec, packet, number)
+            with contextlib.suppress(av.error.InvalidDataError):  # what does not come is missed by who waits for it
+                yield from decode_numbered(codec, packet, number)
             if not unsent:
                 break
-        yield from decode_numbered(self._opened.stream.codec_context)
+        with contextlib.suppress(av.error.InvalidDataError):
+            yield from decode_numbered(self._opened.stream.codec_context)
 
     def _packets_after(self, landing: int | None, first: int) -> Iterator[tuple[int, AnyPacket]]:
         """Packets with their numbers: after a seek, or else from the beginning or from where reading has come to.

@@ -62,13 +62,14 @@ class VideoFrames:
         self.faults: dict[int, str] = {}
 
     def _read_display(self) -> PictureGeometry:
-        """How the first frame is shown; the others are like it, or are not given."""
-        with contextlib.closing(self._decode(0, [0])) as frames:
-            for _, frame in frames:
-                try:
-                    return read_display(frame, self._reader.pixel_aspect)
-                except VideoError as error:
-                    raise VideoError(f"{self.path}: {error}") from error
+        """How the first frame that can be decoded is shown; the others are like it, or are not given."""
+        for key, frame_idx in enumerate(self._index.key_frames.tolist()):
+            with contextlib.closing(self._decode(key, [frame_idx])) as frames:
+                for _, frame in frames:
+                    try:
+                        return read_display(frame, self._reader.pixel_aspect)
+                    except VideoError as error:
+                        raise VideoError(f"{self.path}: {error}") from error
         raise VideoError(f"{self.path}: no frame of the video can be decoded")
 
     def _geometry_of(self, view: VideoView) -> PictureGeometry:

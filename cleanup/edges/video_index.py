@@ -125,7 +125,7 @@ def _count_frames(path: Path, n_threads: int, n_packets: int) -> FrameCount:
     is_key = np.zeros(n_packets, bool)
     opened = open_stream(path, n_threads)
     with opened.container:
-        for number, frame in _decode_all(opened, n_packets):
+        for number, frame in _decode_all(opened, n_packets, []):
             found.append(number)
             is_key[number] |= frame.key_frame
     return FrameCount(np.array(found, np.int64), is_key)
@@ -144,27 +144,27 @@ def iterate_packets(opened: OpenedStream) -> Iterator[AnyPacket]:
 def decode_numbered(codec: VideoCodecContext, packet: AnyPacket | None = None, number: int = 0) -> list[NumberedFrame]:
     """Decodes a packet, and gives frames with the number of the packet that made each.
 
-    What cannot be decoded is left out, as FFmpeg's own programs do.
-
     Args:
         codec: The decoder.
         packet: The packet, or None for what is still inside the decoder.
         number: Number of the packet in the file.
+
+    Raises:
+        av.error.InvalidDataError: The stream is damaged at it, or at one before it; others can be decoded after it.
     """
     if packet is not None:
         packet.pts, packet.dts = number, None
-    try:
-        return [(frame.pts, frame) for frame in codec.decode(packet) if frame.pts is not None]
-    except av.error.InvalidDataError:
-        return []
+    return [(frame.pts, frame) for frame in codec.decode(packet) if frame.pts is not None]
 
 
-def _decode_all(opened: OpenedStream, n_packets: int) -> Iterator[NumberedFrame]:
-    """The frames that the first packets make."""
+def _decode_all(opened: OpenedStream, n_packets: int, faults: list[int]) -> Iterator[NumberedFrame]:
+    """The frames that the first packets make; numbers of those near which the stream is damaged go to ``faults``."""
     codec = opened.stream.codec_context
-    for number, packet in enumerate(itertools.islice(iterate_packets(opened), n_packets)):
-        yield from decode_numbered(codec, packet, number)
-    yield from decode_numbered(codec)
+    for number, packet in enumerate(itertools.chain(itertools.islice(iterate_packets(opened), n_packets), [None])):
+        try:
+            yield from decode_numbered(codec, packet, number)
+        except av.error.InvalidDataError:
+            faults.append(number)
 
 
 def _read_packets(opened: OpenedStream, path: Path) -> _Packets:
@@ -226,14 +226,17 @@ def _probe(path: Path, n_threads: int, packets: _Packets, order: NDArray[np.int6
     """Why the first frames do not come as their times say, or an empty text."""
     opened = open_stream(path, n_threads)
     with opened.container:
-        frames = [(number, frame.key_frame) for number, frame in _decode_all(opened, _N_PROBED)]
-    numbers = np.array([number for number, _ in frames], np.int64)
+        faults: list[int] = []
+        frames = [(number, frame.key_frame) for number, frame in _decode_all(opened, _N_PROBED, faults)]
+    numbers = [number for number, _ in frames]
     # Frames at the end may lack one that they refer to, because its packet was not given to the decoder.
     n_whole = len(numbers) if len(packets.size) <= _N_PROBED else max(len(numbers) - _N_PROBED // 2, 0)
-    expected = order[order < _N_PROBED]
-    if not np.array_equal(numbers[:n_whole], expected[:n_whole]) or not n_whole:
+    expected = order[order < _N_PROBED].tolist()
+    if faults:  # what is damaged does not come, and leaves a gap
+        expected = [number for number in expected if number in numbers]
+    if numbers[:n_whole] != expected[:n_whole] or not (n_whole or faults):
         return "its frames do not come as their times say"
-    if any(is_key != packets.is_key[number] for number, is_key in frames[:n_whole]):
+    if not faults and any(is_key != packets.is_key[number] for number, is_key in frames[:n_whole]):
         return "its key frames are not those that it marks"
     return ""
 

@@ -148,7 +148,7 @@ def print_season(screen: Screen, report: Mapping[str, Any]) -> None:
     for ep_id, episode in report["episodes"].items():
         if episode["error"]:
             screen.say((ep_id, "bold"), f": {episode['error']}")
-        for failure in episode.get("failed_shards", []):
+        for failure in [*episode.get("failed_shards", []), *episode.get("unreadable", [])]:
             screen.say(
                 _WARNING, f" {ep_id}: frames {failure['first_frame']} to {failure['last_frame']} could not be looked "
                 f"at, {len(failure['tracks'])} tracks are left as they were: {failure['reason']}",

@@ -273,7 +273,15 @@ class _Season:
     ) -> None:
         outcome: dict[str, Any] = {"state": state, "runtime_sec": round(time.monotonic() - started, 3), "error": error}
         if report is not None:
-            keys = ("tracks_before", "tracks_after", "clusters_before", "clusters_after", "warnings", "failed_shards")
+            keys = (
+                "tracks_before",
+                "tracks_after",
+                "clusters_before",
+                "clusters_after",
+                "warnings",
+                "failed_shards",
+                "unreadable",
+            )
             outcome.update({key: report[key] for key in keys}, report=report["files"]["report"])
             outcome["observed"] = report["observed"] if state == states.SUCCEEDED else {}
         self.episodes[ep_id] = outcome
