@@ -23,7 +23,7 @@ from cleanup.phases.video_fit import (
     MAX_COST,
     NEAR_SHIFTS,
     ShiftFinding,
-    build_tables,
+    build_table,
     choose_probes,
     find_shifts,
     is_better,
@@ -233,13 +233,12 @@ class _FitCheck:
 
     def _measure(self, video: VideoInfo, shifts: Sequence[int], *, is_detected: bool) -> NDArray[np.float64]:
         is_normalised = self._episode.is_normalised
-        tables = build_tables(self._probes, video, shifts, is_detected=is_detected, is_normalised=is_normalised)
-        results = self._engine.observe(self._episode.ep_id, video.source, tables, ignore_items)
-        seen = [result.observations for result in results if result.observations is not None]
-        if not seen:
+        table = build_table(self._probes, video, shifts, is_detected=is_detected, is_normalised=is_normalised)
+        (result,) = self._engine.observe(self._episode.ep_id, video.source, [table], ignore_items)
+        if result.observations is None:
             return np.full((len(self._probes), len(shifts)), np.nan)
         return measure_costs(
-            self._probes, video, len(shifts), schemas.merge_observations(seen), is_detected=is_detected,
+            self._probes, video, len(shifts), result.observations, is_detected=is_detected,
             is_normalised=is_normalised,
         )  # fmt: skip
 

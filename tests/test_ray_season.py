@@ -127,7 +127,7 @@ def test_a_season_on_ray_writes_what_the_local_engine_writes(shared: Path, local
 
 def test_a_killed_actor_loses_only_its_shard(shared: Path, local: Path, root: Path) -> None:
     process = start_season(root, shared, "--show", "bbt", "--engine", "ray")
-    wait_for_shards(root, EPISODES[0], 1, process)
+    wait_for_shards(root, EPISODES[0], 2, process)
     kill_a_worker(process)
     report = finish(process)
 
@@ -154,7 +154,7 @@ def test_a_killed_driver_goes_on_where_it_was(shared: Path, local: Path, root: P
     before = artifacts_of(root, EPISODES[0])
     arguments = ("--show", "bbt", "--engine", "ray")
     process = start_season(root, shared, *arguments, RAY_ADDRESS=cluster.address)
-    wait_for_shards(root, EPISODES[0], 3, process)
+    wait_for_shards(root, EPISODES[0], 4, process)
     process.kill()
     process.communicate()
     kept = {path.name: path.stat().st_mtime_ns for path in (root / "runs" / EPISODES[0] / "shards").glob("*.arrow")}
@@ -164,7 +164,8 @@ def test_a_killed_driver_goes_on_where_it_was(shared: Path, local: Path, root: P
     assert untouched == before
     assert artifacts_of(root, EPISODES[0]) == artifacts_of(local, EPISODES[0])
     totals = report["totals"]
-    assert totals["shards_from_checkpoints"] == len(kept) >= 3
+    # One was that which looked whether it is the right video.
+    assert totals["shards_from_checkpoints"] == len(kept) - 1 >= 3
     assert all((root / "runs" / EPISODES[0] / "shards" / name).stat().st_mtime_ns == at for name, at in kept.items())
     assert totals["frames_decoded"] <= 0.6 * totals["frames"]
 
@@ -178,7 +179,7 @@ def test_a_corrupt_stretch_leaves_its_tracks_as_they_were(shared: Path, root: Pa
 
     (stretch,) = report["episodes"][ep_id]["unreadable"]
     lost = set(stretch["tracks"])
-    assert 0.38 < stretch["first_s"] / 106 < stretch["last_s"] / 106 < 0.57
+    assert 0.38 < stretch["first_s"] / 120 < stretch["last_s"] / 120 < 0.57
     assert "cannot be decoded from 0:4" in stretch["reason"]
     for name, old in before.items():
         new = read_by_track(root, ep_id, name)
@@ -202,7 +203,7 @@ def read_by_track(root: Path, ep_id: str, name: str) -> dict[str, list[str]]:
 def test_a_stopped_season_on_ray_leaves_no_process_and_no_half_file(shared: Path, root: Path) -> None:
     before = artifacts_of(root, EPISODES[0])
     process = start_season(root, shared, "--show", "bbt", "--engine", "ray")
-    wait_for_shards(root, EPISODES[0], 1, process)
+    wait_for_shards(root, EPISODES[0], 2, process)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)

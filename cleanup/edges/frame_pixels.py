@@ -100,6 +100,11 @@ class DecodedFrame:
         return self._finish(cv2.warpAffine(self._cut(first, end), shifted, (CROP_SIZE, CROP_SIZE), borderValue=0))
 
     @property
+    def is_high_dynamic_range(self) -> bool:
+        """Whether the frame is brought to standard range."""
+        return self._transfer is not None
+
+    @property
     def _transfer(self) -> Transfer | None:
         return _TRANSFERS.get(int(self.source.color_trc))
 

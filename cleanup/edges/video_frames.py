@@ -23,7 +23,7 @@ from cleanup.edges.frame_counts import FrameCounts
 from cleanup.edges.frame_pixels import DecodedFrame
 from cleanup.edges.packet_reader import PacketReader
 from cleanup.edges.picture_geometry import PictureGeometry, read_display
-from cleanup.edges.video_index import build_index
+from cleanup.edges.video_index import VideoIndex, build_index
 from cleanup.errors import VideoError
 from cleanup.interfaces import AS_STORED, VideoInfo, VideoSource, VideoView
 
@@ -55,22 +55,41 @@ class VideoFrames:
         self._by_packet = np.argsort(self._index.packet_of_frame, kind="stable")
         self._packets = self._index.packet_of_frame[self._by_packet]
         self._reader = PacketReader(self.path, n_threads, self._index)
-        self._display = self._read_display()
+        self._display = self._read_display(self.find_first())
         geometry = self._geometry_of(view)
         self._geometry = None if geometry.is_identity else geometry
         self.n_decoded = 0
         self.faults: dict[int, str] = {}
 
-    def _read_display(self) -> PictureGeometry:
-        """How the first frame that can be decoded is shown; the others are like it, or are not given."""
+    @property
+    def index(self) -> VideoIndex:
+        """Which packet makes which frame."""
+        return self._index
+
+    @property
+    def display(self) -> PictureGeometry:
+        """How a player shows the picture."""
+        return self._display
+
+    def find_first(self) -> av.VideoFrame:
+        """The first frame that can be decoded.
+
+        Raises:
+            VideoError: There is none.
+        """
         for key, frame_idx in enumerate(self._index.key_frames.tolist()):
             with contextlib.closing(self._decode(key, [frame_idx])) as frames:
                 for _, frame in frames:
-                    try:
-                        return read_display(frame, self._reader.pixel_aspect)
-                    except VideoError as error:
-                        raise VideoError(f"{self.path}: {error}") from error
+                    return frame
         raise VideoError(f"{self.path}: no frame of the video can be decoded")
+
+    def _read_display(self, frame: av.VideoFrame) -> PictureGeometry:
+        """How the first frame is shown; the others are like it, or are not given."""
+        try:
+            DecodedFrame(frame).align_face(np.eye(2, 3))  # are its colours ones that are read?
+            return read_display(frame, self._reader.pixel_aspect)
+        except VideoError as error:
+            raise VideoError(f"{self.path}: {error}") from error
 
     def _geometry_of(self, view: VideoView) -> PictureGeometry:
         shown = self._display

@@ -52,6 +52,7 @@ class VideoIndex:
         key_frames: The first frame that is whole when decoding begins there, rising, shape of ``key_packets``.
         times: When each frame is shown, in seconds from the first one, shape (n_frames,).
         fps: Mean frame rate; 0 where nothing in the file tells.
+        n_pictures: Packets that are meant to be shown.
         reason: Why the frames were counted; empty where the packets' times were enough.
         break_off: Why reading ended before the end of the file; empty where it did not.
     """
@@ -65,6 +66,7 @@ class VideoIndex:
     key_frames: NDArray[np.int64]
     times: NDArray[np.float64]
     fps: float
+    n_pictures: int
     reason: str
     break_off: str
 
@@ -111,7 +113,7 @@ def build_index(path: Path, n_threads: int = 0, counts: FrameCounts | None = Non
         return _index_of(packets, clock, order, packets.is_key, "")
     count = counts.find(path, n_packets) if counts is not None else None
     if count is None:
-        count = _count_frames(path, n_threads, n_packets)
+        count = count_frames(path, n_threads, n_packets)
         if counts is not None:
             counts.keep(path, count)
     if len(count.packet_of_frame) == 0:
@@ -119,8 +121,17 @@ def build_index(path: Path, n_threads: int = 0, counts: FrameCounts | None = Non
     return _index_of(packets, clock, count.packet_of_frame, count.is_key, reason)
 
 
-def _count_frames(path: Path, n_threads: int, n_packets: int) -> FrameCount:
-    """Decodes a video once from beginning to end and notes which packet made each frame."""
+def count_frames(path: Path, n_threads: int, n_packets: int) -> FrameCount:
+    """Decodes a video once from beginning to end and notes which packet made each frame.
+
+    Args:
+        path: The video file.
+        n_threads: Decoder threads; 0 means all cores.
+        n_packets: How many packets its picture has.
+
+    Raises:
+        VideoError: The file is no video.
+    """
     found: list[int] = []
     is_key = np.zeros(n_packets, bool)
     opened = open_stream(path, n_threads)
@@ -261,7 +272,7 @@ def _index_of(
     times, fps = clock.measure(packets.pts[packet_of_frame], is_trusted=not reason)
     return VideoIndex(
         packets.pos, packets.size, packets.pts, packets.dts, packet_of_frame, key_packets, key_frames, times, fps,
-        reason, packets.break_off,
+        int(np.count_nonzero(~packets.is_discard)), reason, packets.break_off,
     )  # fmt: skip
 
 

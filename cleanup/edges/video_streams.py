@@ -10,7 +10,7 @@ from typing import TypeAlias
 import av
 import av.error
 from av.container import InputContainer
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 
 from cleanup.errors import VideoError, first_line
 from cleanup.input_limits import MAX_STREAMS, MAX_VIDEO_SIDE
@@ -64,15 +64,15 @@ def open_stream(path: Path, n_threads: int = 0) -> OpenedStream:
     return OpenedStream(container, stream)
 
 
-def list_pictures(container: InputContainer) -> list[av.VideoStream]:
-    """The video streams of a container that are no covers."""
-    return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+def is_cover(stream: Stream) -> bool:
+    """Whether a stream is a picture that comes with the video, and no part of it."""
+    return bool(stream.disposition & Disposition.attached_pic)
 
 
 def _choose_stream(container: InputContainer, path: Path) -> av.VideoStream:
     if len(container.streams) > MAX_STREAMS:
         raise VideoError(f"{path}: {len(container.streams)} streams, more than {MAX_STREAMS}; no episode has so many")
-    pictures = list_pictures(container)
+    pictures = [stream for stream in container.streams.video if not is_cover(stream)]
     if not pictures:
         raise VideoError(f"{path}: the file has no video stream")
     best = container.streams.best("video")

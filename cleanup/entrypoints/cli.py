@@ -263,13 +263,35 @@ def validate_command(ep_id: EP_ID, out_root: OUT_ROOT = None) -> None:
 @app.command("doctor")
 @with_setting_options(["models", "device", "embed_device", "facebank_dsn"])
 def doctor_command(
-    out_root: OUT_ROOT = None, config_dir: CONFIG_DIR = None, json_output: JSON_OUTPUT = False, **settings: Any
+    video: Annotated[
+        str | None,
+        typer.Option(
+            "--video", help="Look at this video instead, and say what a run does with it.", show_default=False
+        ),
+    ] = None,
+    out_root: OUT_ROOT = None,
+    config_dir: CONFIG_DIR = None,
+    json_output: JSON_OUTPUT = False,
+    **settings: Any,
 ) -> None:
-    """Checks what a run needs on this machine and says what to do about each problem."""
+    """Checks what a run needs on this machine and says what to do about each problem.
+
+    cleanup doctor --video FILE
+    """
     with one_line_errors():
         from cleanup.entrypoints.doctor import examine
 
         resolved = resolve(settings, None, config_dir)
+        if video is not None:
+            from cleanup.entrypoints.doctor import examine_video, tell_video
+
+            described = examine_video(resolved, video)
+            if json_output:
+                print_json(described)
+            else:
+                for line in tell_video(described):
+                    say(line)
+            return
         findings = examine(resolved, open_root(out_root, resolved))
         if json_output:
             print_json([{"check": f.check, "ok": f.is_ok, "found": f.text} for f in findings])

@@ -6,8 +6,10 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from cleanup.edges.data_root import DataRoot
 from cleanup.errors import CleanupError, first_line
@@ -46,6 +48,51 @@ def examine(settings: ResolvedSettings, root: DataRoot) -> list[Finding]:
         except Exception as error:  # noqa: BLE001 -- a broken installation fails in ways nobody lists
             findings.append(Finding(name, False, f"{type(error).__name__}: {first_line(error)}"))
     return findings
+
+
+def examine_video(settings: ResolvedSettings, video: str) -> dict[str, Any]:
+    """What a video holds and what a run does with it; see ``describe_video``.
+
+    Args:
+        settings: Where copies of remote videos and counts of frames are kept.
+        video: Path or URL.
+
+    Raises:
+        VideoError: It is no video, or one that is not read.
+        StorageError: It lies behind a URL and does not come.
+    """
+    from cleanup.edges.frame_counts import FrameCounts
+    from cleanup.edges.remote_files import is_url
+    from cleanup.edges.video_report import describe_video
+    from cleanup.entrypoints.run_tools import node_cache
+
+    cache = node_cache(settings)
+    path = cache.fetch(video) if is_url(video) else Path(video)
+    return {**describe_video(path, FrameCounts(cache.folder)), "video": video}
+
+
+def tell_video(described: Mapping[str, Any]) -> list[str]:
+    """What ``examine_video`` found, in lines."""
+    picture, frames, keys, colour = (described[key] for key in ("picture", "frames", "key_frames", "colour"))
+    rotation, fps = described["rotation"], described["fps"]
+    turns = [f"{rotation['clockwise_deg']} degrees clockwise"] if rotation["clockwise_deg"] else []
+    turns += ["mirrored"] if rotation["mirrored"] else []
+    lines = [f"{described['video']}: {described['container']}"]
+    for stream in described["streams"]:
+        size = f", {stream['width']}x{stream['height']}" if "width" in stream else ""
+        use = ", a cover" if stream["is_cover"] else ", read" if stream["is_read"] else ""
+        lines.append(f"stream {stream['index']}: {stream['type']}, {stream['codec'] or 'no decoder'}{size}{use}")
+    lines += [
+        f"picture: {picture['width']}x{picture['height']}, {picture['pixel_format']}"
+        + (", interlaced" if picture["interlaced"] else ""),
+        f"shown: {', '.join(turns) or 'as it is stored'}, a pixel {described['pixel_aspect']:g} times as wide as high",
+        f"colour: matrix {colour['matrix']}, range {colour['range']}, transfer {colour['transfer']}, "
+        f"primaries {colour['primaries']}",
+        f"frames: {frames['by_packets']} by its packets, {frames['by_decoding']} by decoding, numbered by "
+        f"{frames['numbered_by']}; {f'{fps:g} per second' if fps else 'their rate is not told'}",
+        f"key frames: {keys['count']}, {keys['mean_distance']:g} frames apart, {keys['longest_distance']} at most",
+    ]
+    return lines + [f"a run: {sentence}" for sentence in described["does"] or ["reads it as it is"]]
 
 
 def _check_python() -> str:

@@ -123,10 +123,10 @@ def _measure_motion(
     return motion, distance
 
 
-def build_tables(
+def build_table(
     probes: Probes, video: VideoInfo, shifts: Sequence[int], *, is_detected: bool, is_normalised: bool
-) -> list[pa.Table]:
-    """SAMPLE_SCHEMA tables, one per part, that look at every face in the frames around its own.
+) -> pa.Table:
+    """A SAMPLE_SCHEMA table that looks at every face in the frames around its own.
 
     Args:
         probes: The faces; face i at shift number k is track ``i * len(shifts) + k``.
@@ -144,7 +144,7 @@ def build_tables(
     faces, places, frames = faces[is_there], places[is_there], frames[is_there]
     landmarks = probes.landmarks[faces] * np.tile(scale, 5)
     ids = faces * n_shifts + places
-    table = pa.table(
+    return pa.table(
         {
             "lineage_id": ids,
             "track_id": ids,
@@ -156,8 +156,6 @@ def build_tables(
         },
         schema=schemas.SAMPLE_SCHEMA,
     )
-    parts = probes.parts[faces]
-    return [table.filter(pa.array(parts == part)) for part in range(N_PARTS) if (parts == part).any()]
 
 
 def measure_costs(
