@@ -19,8 +19,8 @@ from av.video.codeccontext import VideoCodecContext
 from numpy.typing import NDArray
 
 from cleanup.edges.frame_counts import FrameCount, FrameCounts
-from cleanup.edges.video_streams import AnyPacket, OpenedStream, open_stream
-from cleanup.errors import VideoError, first_line
+from cleanup.edges.video_streams import AnyPacket, OpenedStream, open_stream, reason_of
+from cleanup.errors import VideoError
 from cleanup.input_limits import MAX_VIDEO_FRAMES
 
 NumberedFrame = tuple[int, av.VideoFrame]
@@ -200,8 +200,8 @@ def _read_packets(opened: OpenedStream, path: Path) -> _Packets:
                 raise VideoError(f"{path}: more than {MAX_VIDEO_FRAMES:,} frames; no episode is so long")
     except av.error.FFmpegError as error:
         if not rows or not isinstance(error, av.error.InvalidDataError):
-            raise VideoError(f"{path}: the video breaks off after {len(rows)} frames ({first_line(error)})") from error
-        break_off = first_line(error)
+            raise VideoError(f"{path}: the video breaks off after {len(rows)} frames ({reason_of(error)})") from error
+        break_off = reason_of(error)
     if not rows:
         raise VideoError(f"{path}: the video holds no frames")
     table = np.array(rows, np.int64)

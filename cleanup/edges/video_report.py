@@ -21,6 +21,9 @@ from cleanup.edges.video_streams import is_cover, open_stream
 from cleanup.interfaces import VideoInfo
 from cleanup.observing import format_time
 
+# Of a matrix, a transfer and primaries (ITU-T H.273); of a range it is 0, and has a name.
+_UNSPECIFIED = 2
+
 
 def describe_video(path: Path, counts: FrameCounts | None = None) -> dict[str, Any]:
     """Reads a video in both ways, by its packets and by decoding all of it.
@@ -43,13 +46,13 @@ def describe_video(path: Path, counts: FrameCounts | None = None) -> dict[str, A
     with VideoFrames(path, 0, counts) as video:
         index, display, info, views = video.index, video.display, video.info, video.list_views()
         first = video.find_first()
-    count = count_frames(path, 0, len(index.size))
-    is_lost = ~np.isin(index.packet_of_frame, count.packet_of_frame)
+    decoded = index.packet_of_frame if index.reason else count_frames(path, 0, len(index.size)).packet_of_frame
+    is_lost = ~np.isin(index.packet_of_frame, decoded)
     damage = _find_stretches(is_lost, index.times)
     distances = np.diff([*index.key_frames, index.n_frames])
     frames = {
         "by_packets": index.n_pictures,
-        "by_decoding": len(count.packet_of_frame),
+        "by_decoding": len(decoded),
         "numbered_by": "decoding" if index.reason else "packets",
         "reason": index.reason or None,
         "break_off": index.break_off or None,
@@ -76,7 +79,7 @@ def describe_video(path: Path, counts: FrameCounts | None = None) -> dict[str, A
         "pixel_aspect": round(display.stretch_x, 6),
         "colour": {
             "matrix": _name_of(Colorspace, first.colorspace),
-            "range": _name_of(ColorRange, first.color_range),
+            "range": ColorRange(first.color_range).name.lower(),
             "transfer": _name_of(ColorTrc, first.color_trc),
             "primaries": _name_of(ColorPrimaries, first.color_primaries),
         },
@@ -111,6 +114,8 @@ def _find_stretches(is_lost: NDArray[np.bool_], times: NDArray[np.float64]) -> l
 
 def _name_of(kind: type[IntEnum], value: int) -> str | int:
     """A colour tag by its name, or the number of one that PyAV has no name for."""
+    if value == _UNSPECIFIED:
+        return "unspecified"
     return kind(value).name.lower() if value in {int(member) for member in kind} else int(value)
 
 

@@ -51,7 +51,9 @@ def open_stream(path: Path, n_threads: int = 0) -> OpenedStream:
     try:
         container = av.open(f"file:{path}", options=_OPEN_OPTIONS)
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{path}: not a readable video ({first_line(error)})") from error
+        raise VideoError(
+            f"{path}: not a readable video ({reason_of(error)}); if it is still being written, wait until it is whole"
+        ) from error
     try:
         stream = _choose_stream(container, path)
     except VideoError:
@@ -62,6 +64,11 @@ def open_stream(path: Path, n_threads: int = 0) -> OpenedStream:
     codec.thread_count = min((n_threads or os.cpu_count() or 1) + 1, _MAX_THREADS)
     codec.thread_type = "AUTO"
     return OpenedStream(container, stream)
+
+
+def reason_of(error: BaseException) -> str:
+    """What FFmpeg says of an error, without its number and the path."""
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def is_cover(stream: Stream) -> bool:

@@ -74,7 +74,7 @@ def examine_video(settings: ResolvedSettings, video: str) -> dict[str, Any]:
 def tell_video(described: Mapping[str, Any]) -> list[str]:
     """What ``examine_video`` found, in lines."""
     picture, frames, keys, colour = (described[key] for key in ("picture", "frames", "key_frames", "colour"))
-    rotation, fps = described["rotation"], described["fps"]
+    rotation, fps, aspect = described["rotation"], described["fps"], described["pixel_aspect"]
     turns = [f"{rotation['clockwise_deg']} degrees clockwise"] if rotation["clockwise_deg"] else []
     turns += ["mirrored"] if rotation["mirrored"] else []
     lines = [f"{described['video']}: {described['container']}"]
@@ -85,7 +85,8 @@ def tell_video(described: Mapping[str, Any]) -> list[str]:
     lines += [
         f"picture: {picture['width']}x{picture['height']}, {picture['pixel_format']}"
         + (", interlaced" if picture["interlaced"] else ""),
-        f"shown: {', '.join(turns) or 'as it is stored'}, a pixel {described['pixel_aspect']:g} times as wide as high",
+        f"shown: {', '.join(turns) or 'as it is stored'}, "
+        + ("square pixels" if aspect == 1 else f"pixels {aspect:g} times as wide as high"),
         f"colour: matrix {colour['matrix']}, range {colour['range']}, transfer {colour['transfer']}, "
         f"primaries {colour['primaries']}",
         f"frames: {frames['by_packets']} by its packets, {frames['by_decoding']} by decoding, numbered by "

@@ -189,7 +189,7 @@ def run_episode_job(
             progress(event)
             if on_progress is not None:
                 on_progress(event)
-            inputs.touch_hold()
+            inputs.touch()
             stop.check()
 
         n_backups = job.settings.settings.output.keep_backups
@@ -202,7 +202,7 @@ def run_episode_job(
             with contextlib.ExitStack() as unstoppable:
 
                 def begin_writing() -> None:
-                    inputs.check_hold()
+                    inputs.check()
                     stop.end(unstoppable)
 
                 relabelled = _record_people(job, refined.report, inputs, output, begin_writing)
@@ -280,27 +280,47 @@ def _end(
 _PLACES = frozenset({"cluster", "storage", "engine", "models", "facebank_dsn", "keep_backups"})
 
 
+def _stamp_of(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file does; None where there is none any more."""
+    with contextlib.suppress(FileNotFoundError):
+        status = path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+    return None
+
+
 class _Inputs:
     """What a run depends on beside the episode's artifacts, each looked up once."""
 
     def __init__(self, job: EpisodeJob, tools: Tools) -> None:
         self._job, self._tools = job, tools
         self.hold: ShowHold | None = None
+        self._stamp: tuple[int, int, int] | None = None
 
     def hold_people(self, stack: contextlib.ExitStack) -> None:
         """From the matching to the commit nobody else may change the show's people; the stack lets go of them."""
         assert self.facebank is not None
         self.hold = stack.enter_context(self.facebank.hold_show(self.show))
 
-    def check_hold(self) -> None:
-        """Makes sure that what is held is still held."""
+    def check(self) -> None:
+        """Makes sure that the people are still held, and that the video is the one the run began with.
+
+        Raises:
+            VideoError: It was changed.
+            FacebankError: They are not held any more.
+        """
         if self.hold is not None:
             self.hold.check()
+        self._check_video()
 
-    def touch_hold(self) -> None:
-        """Shows whoever waits for what is held that this run goes on."""
+    def touch(self) -> None:
+        """Shows whoever waits for the people that this run goes on, and looks at the video.
+
+        Raises:
+            VideoError: It was changed.
+        """
         if self.hold is not None:
             self.hold.touch()
+        self._check_video()
 
     @cached_property
     def video(self) -> str | None:
@@ -326,8 +346,18 @@ class _Inputs:
 
     @cached_property
     def video_sha256(self) -> str:
-        """Digest of the video."""
-        return sha256_of_file(self.local_video)
+        """Digest of the video as it is when it is asked for first."""
+        path = self.local_video
+        self._stamp = _stamp_of(path)
+        return sha256_of_file(path)
+
+    def _check_video(self) -> None:
+        if self._stamp is None or self.video is None or is_url(self.video):
+            return  # nothing is read of it, or a copy that nobody changes
+        if _stamp_of(Path(self.video)) != self._stamp:
+            raise VideoError(
+                f"{self.video}: changed while the run read it; if it is being written or copied, wait until it is whole"
+            )
 
     @property
     def frame_counts(self) -> FrameCounts:
@@ -464,7 +494,7 @@ def _save_images(job: EpisodeJob, run_id: RunId, episode: Episode, inputs: _Inpu
     folder.mkdir(like=job.paths.manifests if job.write_back else None)
     target = ImageFolder(folder, folder.relative_to(job.root.path).as_posix())
     with VideoFrames(source, 0, inputs.frame_counts, view) as video:
-        episode = save_images(episode, video, target, job.settings.settings.output, inputs.touch_hold)
+        episode = save_images(episode, video, target, job.settings.settings.output, inputs.touch)
     if job.root.remote is not None:
         for path in folder.walk_files():
             job.root.remote.put(path)

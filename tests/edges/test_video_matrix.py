@@ -601,7 +601,11 @@ def _refused() -> Iterator[Kind]:
     yield unreadable("half of an MP4 with its index at the end", lambda: cut_short(h264("mp4")))
     yield refused("nothing but sound", partial(silence, "mp4"), refusal="no video stream")
     cluster = b"\x1f\x43\xb6\x75"
-    yield refused("a Matroska without frames", lambda: h264("matroska").partition(cluster)[0], refusal="no frame")
+    yield refused(
+        "a Matroska without frames",
+        lambda: h264("matroska").partition(cluster)[0],
+        refusal="no frame|not a readable video",
+    )
     make = partial(_copy_made, source, "mp4", without_all)
     yield refused("an MP4 without frames", make, refusal="no frame|no video stream|not a readable video")
     zeros = partial(change_box, path="mdat", change=lambda content: bytes(len(content)))
