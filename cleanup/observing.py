@@ -169,7 +169,7 @@ def fit_video(episode: Episode, choice: VideoChoice, engine: Engine, report: Cle
         VideoError: It is not the one they were made from, its frames are shifted, or the view cannot be told.
     """
     first = choice.views[0]
-    check_length(episode, first)
+    _check_rate(episode, first)
     report.warnings += [f"{first.source.location}: {note}" for note in first.notes]
     views = _views_by_hand(choice)
     views = [view for view in views if _holds_boxes(episode, view)]
@@ -181,6 +181,7 @@ def fit_video(episode: Episode, choice: VideoChoice, engine: Engine, report: Cle
     video = views[0]
     if not choice.is_shift_trusted:
         check.check_shift(video)
+    _check_length(episode, video)
     report.video = {
         "frame_shift": video.source.view.frame_shift,
         "is_turned": video.source.view.is_turned,
@@ -348,31 +349,22 @@ def _describe_failure(shard: pa.Table, reason: str) -> dict[str, Any]:
     }
 
 
-def check_length(episode: Episode, video: VideoInfo) -> None:
-    """Checks that a video is as long as the artifacts say, and as fast.
-
-    Raises:
-        VideoError: It is shorter, or runs at another rate.
-    """
-    location, shift = video.source.location, video.source.view.frame_shift
-    frames = schemas.ints_of(episode.boxes, "frame_idx")
-    first_frame, last_frame = int(frames.min()) + shift, int(frames.max()) + shift
-    shifted = f", which is {{}} with a shift of {shift}" if shift else ""
-    if last_frame >= video.n_frames:
-        raise VideoError(
-            f"{location}: {video.n_frames} frames, but {episode.ep_id} has a face in frame {last_frame - shift}"
-            f"{shifted.format(last_frame)}; it is shorter than the one the artifacts were made from"
-            + "".join(f"; {note}" for note in video.notes)
-        )
-    if first_frame < 0:
-        raise VideoError(
-            f"{location}: {episode.ep_id} has a face in frame {first_frame - shift}{shifted.format(first_frame)}: "
-            "before the video begins"
-        )
+def _check_rate(episode: Episode, video: VideoInfo) -> None:
     if video.fps and abs(video.fps - episode.fps) > 0.05 * episode.fps:
         raise VideoError(
-            f"{location}: {video.fps:.3f} frames per second, but the artifacts count {episode.fps:.3f}; give the "
-            "video they were made from"
+            f"{video.source.location}: {video.fps:.3f} frames per second, but the artifacts count {episode.fps:.3f}; "
+            "give the video they were made from"
+        )
+
+
+def _check_length(episode: Episode, video: VideoInfo) -> None:
+    """A video that is shifted by hand may miss as many frames at one end; of another nothing may be missing."""
+    last_frame = int(schemas.ints_of(episode.boxes, "frame_idx").max())
+    shift = video.source.view.frame_shift
+    if last_frame >= video.n_frames + max(-shift, 0):
+        raise VideoError(
+            f"{video.source.location}: {video.n_frames} frames, but {episode.ep_id} has a face in frame {last_frame}; "
+            f"it is shorter than the one the artifacts were made from{''.join(f'; {note}' for note in video.notes)}"
         )
 
 

@@ -22,6 +22,8 @@ from cleanup.errors import VideoError
 
 # Packets that are looked at to find out where a seek has ended.
 _N_LANDING = 32
+# Decoders that may be told of every packet anew whether to decode it.
+_SKIPPING_CODECS = ("h264", "hevc", "mpeg4", "mpeg2video")
 # Key packets back from which a seek is tried last; where none of many has ended well, none ever will.
 _MAX_STEP = 15
 
@@ -37,6 +39,9 @@ class PacketReader:
         path: The video file.
         n_threads: Decoder threads; 0 means all cores.
         index: Its index.
+
+    Attributes:
+        n_faults: How often the decoder has complained of damage.
     """
 
     def __init__(self, path: Path, n_threads: int, index: VideoIndex) -> None:
@@ -47,6 +52,10 @@ class PacketReader:
         # Number of the packet that the container gives next; None where that is not known.
         self._next: int | None = 0
         self._can_seek = True
+        self._can_skip = self._opened.stream.codec_context.name in _SKIPPING_CODECS
+        # Number of the last packet that was decoded since the container was opened.
+        self._furthest = -1
+        self.n_faults = 0
 
     @property
     def pixel_aspect(self) -> Fraction | None:
@@ -79,6 +88,7 @@ class PacketReader:
                         yield number, frame
                 return
             except _LostError:
+                self._next = None
                 if landing is None or has_begun:
                     raise VideoError(f"{self._path}: the video changed while it was read") from None
 
@@ -95,17 +105,21 @@ class PacketReader:
         self, landing: int | None, first: int, needed: Collection[int]
     ) -> Generator[NumberedFrame, None, None]:
         unsent = set(needed)
-        # Where frames were counted all are decoded, as they were then.
-        idle: Literal["DEFAULT", "NONREF"] = "DEFAULT" if self._index.reason else "NONREF"
+        # Where frames were counted all are decoded, as they were then, and a frame may take more than its packet.
+        is_counted = bool(self._index.reason)
+        idle: Literal["DEFAULT", "NONREF"] = "NONREF" if self._can_skip and not is_counted else "DEFAULT"
         for number, packet in self._packets_after(landing, first):
             if number < first:
                 continue
             codec = self._opened.stream.codec_context
             codec.skip_frame = "DEFAULT" if number in unsent else idle
             unsent.discard(number)
-            with contextlib.suppress(av.error.InvalidDataError):  # what does not come is missed by who waits for it
+            self._furthest = number
+            try:
                 yield from decode_numbered(codec, packet, number)
-            if not unsent:
+            except av.error.InvalidDataError:
+                self.n_faults += 1  # what does not come is missed by who waits for it
+            if not unsent and not is_counted:
                 break
         with contextlib.suppress(av.error.InvalidDataError):
             yield from decode_numbered(self._opened.stream.codec_context)
@@ -122,8 +136,7 @@ class PacketReader:
         elif self._next is not None and self._next <= first:
             self._opened.stream.codec_context.flush_buffers()
         else:
-            self._opened.container.close()
-            self._opened, self._next = open_stream(self._path, self._n_threads), 0
+            self._reopen()
         for i, packet in enumerate(iterate_packets(self._opened)):
             place = (-1 if packet.pos is None else packet.pos, packet.size)
             if self._next is None:
@@ -140,6 +153,10 @@ class PacketReader:
         if self._next is None or self._next < len(index.size):
             raise _LostError
 
+    def _reopen(self) -> None:
+        self._opened.container.close()
+        self._opened, self._next, self._furthest = open_stream(self._path, self._n_threads), 0, -1
+
     def _seek(self, landing: int) -> None:
         """Seeks to a key packet; where that has ended is for the packets that follow to say.
 
@@ -147,6 +164,9 @@ class PacketReader:
             _LostError: The container does not seek there.
         """
         index, packet = self._index, self._index.key_packets[landing]
+        if packet <= self._furthest:
+            # A decoder keeps what a later part of the stream has told of it, and that may not fit an earlier one.
+            self._reopen()
         self._next = None
         times = [index.dts[packet], index.pts[packet]]
         # MP4 searches by decoding times, Matroska by presentation times.

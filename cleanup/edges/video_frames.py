@@ -142,22 +142,29 @@ class VideoFrames:
         Raises:
             VideoError: A frame lies beyond the end, or the frames come out in another order than the index has them.
         """
-        shift = self.view.frame_shift
-        wanted = sorted({i + shift for i in frame_indices})
-        if not wanted:
-            return
-        if wanted[0] < 0 or wanted[-1] >= self._index.n_frames:
-            outside = wanted[0] if wanted[0] < 0 else wanted[-1]
+        shift, n_frames = self.view.frame_shift, self._index.n_frames
+        asked = sorted({i + shift for i in frame_indices})
+        # As many frames as the shift may be missing at one end.
+        margin = abs(shift)
+        if asked and not (-margin <= asked[0] and asked[-1] < n_frames + margin):
+            outside = asked[0] if asked[0] < 0 else asked[-1]
             raise VideoError(
-                f"{self.path}: frame {outside} was asked for but the video has {self._index.n_frames} frames; "
+                f"{self.path}: frame {outside} was asked for but the video has {n_frames} frames; "
                 "it is shorter than the artifacts say, give the video they were made from"
             )
+        wanted = [number for number in asked if 0 <= number < n_frames]
+        for number in asked:
+            if number < 0:
+                yield number - shift, self._miss(number, "does not reach there")[1]
         position = 0
         while position < len(wanted):
             last = self._last_without_seek(wanted, position)
             for number, frame in self._read_run(wanted[position : last + 1]):
                 yield number - shift, frame
             position = last + 1
+        for number in asked:
+            if number >= n_frames:
+                yield number - shift, self._miss(number, "does not reach there")[1]
 
     def _key_for(self, frame_idx: int) -> int:
         """Which of the key packets decoding has to begin at for a frame."""
@@ -187,9 +194,10 @@ class VideoFrames:
                         continue
                     if frame_idx > expected[0] and tries == 0 and key > 0:
                         break
-                    while frame_idx > expected[0]:
+                    while expected and frame_idx > expected[0]:
                         yield self._miss(expected.popleft(), "cannot be decoded")
-                    yield self._give(expected.popleft(), frame)
+                    if expected and frame_idx == expected[0]:
+                        yield self._give(expected.popleft(), frame)
                     if not expected:
                         return
             if tries or key == 0:
@@ -199,6 +207,8 @@ class VideoFrames:
 
     def _give(self, frame_idx: int, frame: av.VideoFrame) -> tuple[int, DecodedFrame | None]:
         width, height = self._display.coded_width, self._display.coded_height
+        if frame.is_corrupt:
+            return self._miss(frame_idx, "cannot be decoded")
         if (frame.width, frame.height) != (width, height):
             return self._miss(frame_idx, f"is {frame.width}x{frame.height} and not {width}x{height}")
         self.n_decoded += 1
@@ -209,31 +219,28 @@ class VideoFrames:
         return frame_idx, None
 
     def _decode(self, key: int, wanted: list[int]) -> Generator[tuple[int, av.VideoFrame], None, None]:
-        """Frames from a key packet on, with their numbers, until all packets of the wanted ones are decoded."""
-        previous = -1
+        """Frames from a key packet on, with their numbers, until all packets of the wanted ones are decoded.
+
+        Raises:
+            VideoError: One comes too late, and no damage explains it.
+        """
+        previous, is_damaged, n_faults = -1, False, self._reader.n_faults
         needed = {int(self._index.packet_of_frame[i]) for i in wanted}
         with contextlib.closing(self._reader.decode(key, needed)) as frames:
             for packet, frame in frames:
-                number = self._frame_of(packet, previous)
-                if number is not None:
-                    previous = number
-                    yield number, frame
-
-    def _frame_of(self, packet: int, previous: int) -> int | None:
-        """The frame that a packet makes, of two the one after ``previous``; None where it makes none.
-
-        Raises:
-            VideoError: It comes too late.
-        """
-        low, high = np.searchsorted(self._packets, [packet, packet + 1])
-        frames = self._by_packet[low:high]
-        later = frames[frames > previous]
-        if len(frames) and not len(later):
-            raise VideoError(
-                f"{self.path}: frame {frames[-1]} comes out of the decoder after frame {previous}, against what the "
-                "file says of their times; encode it anew"
-            )
-        return int(later[0]) if len(later) else None
+                is_damaged |= frame.is_corrupt
+                low, high = np.searchsorted(self._packets, [packet, packet + 1])
+                numbers = self._by_packet[low:high]
+                # Where a packet makes two frames, the second comes after the first.
+                later = numbers[numbers > previous]
+                if len(later):
+                    previous = int(later[0])
+                    yield previous, frame
+                elif len(numbers) and not is_damaged and self._reader.n_faults == n_faults:
+                    raise VideoError(
+                        f"{self.path}: frame {numbers[-1]} comes out of the decoder after frame {previous}, against "
+                        "what the file says of their times; encode it anew"
+                    )
 
     def close(self) -> None:
         """Releases the decoder and the file."""

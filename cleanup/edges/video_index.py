@@ -19,6 +19,7 @@ from av.video.codeccontext import VideoCodecContext
 from numpy.typing import NDArray
 
 from cleanup.edges.frame_counts import FrameCount, FrameCounts
+from cleanup.edges.h264_headers import may_hold_fields
 from cleanup.edges.video_streams import AnyPacket, OpenedStream, open_stream, reason_of
 from cleanup.errors import VideoError
 from cleanup.input_limits import MAX_VIDEO_FRAMES
@@ -28,12 +29,16 @@ NumberedFrame = tuple[int, av.VideoFrame]
 NO_TIME = np.iinfo(np.int64).min
 # Containers that hold the time of every picture, and codecs of which every packet is one picture.
 _TIMED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-_PICTURE_CODECS = ("h264", "hevc", "vp9", "av1", "libdav1d", "mpeg4", "mpeg2video", "prores", "dnxhd", "mjpeg", "ffv1")
+_PICTURE_CODECS = ("h264", "hevc", "vp9", "av1", "libdav1d", "mpeg4", "prores", "dnxhd", "mjpeg", "ffv1")
+# Those of them of whose pictures a decoder makes up what it lacks.
+_INTER_CODECS = ("h264", "hevc", "mpeg4")
 _RAW_FORMATS = ("h264", "hevc", "mpegvideo", "mjpeg")
 # So many packets are decoded to see whether the frames come as their times say.
 _N_PROBED = 48
 # A step of the clock longer than this is a jump, not a frame that is shown for long (seconds).
 _MAX_STEP_S = 10.0
+# How far a step may be from the usual one, as a share of it; and from which share of further ones the rate varies.
+_MAX_DEVIATION, _MAX_ACCIDENTS = 0.25, 0.02
 # Share of the steps from which the others are accidents of a clock that can be believed.
 _MIN_SANE = 0.9
 
@@ -223,9 +228,23 @@ def _find_doubt(opened: OpenedStream, packets: _Packets) -> str:
         return "there are pictures of the same time"
     if (np.diff(dts) <= 0).any():
         return "the times of the pictures step back"
+    if codec == "h264" and may_hold_fields(opened.stream.codec_context.extradata or b""):
+        return "a packet may be one field of a picture"
+    if codec in _INTER_CODECS and _is_uneven(shown):
+        return "some pictures follow sooner or later than the others, so that pictures may be missing"
     if not packets.is_key[0] or packets.pts[0] > packets.pts.min():
         return "the video begins between key frames"
     return ""
+
+
+def _is_uneven(pts: NDArray[np.int64]) -> bool:
+    """Whether a few steps of the clock are others than the rest; a rate that varies all the time is no accident."""
+    steps: NDArray[np.float64] = np.diff(np.sort(pts)).astype(np.float64)
+    if len(steps) == 0:
+        return False
+    usual = float(np.median(steps))
+    n_odd = int((np.abs(steps - usual) > max(_MAX_DEVIATION * usual, 1.0)).sum())
+    return 0 < n_odd <= _MAX_ACCIDENTS * len(steps)
 
 
 def _order_by_time(packets: _Packets) -> NDArray[np.int64]:

@@ -57,6 +57,8 @@ LONG = range(84)
 HEADERS = "dump_extra=freq=keyframe"
 FREE_CLOCK = "avoid_negative_ts=disabled"
 NO_INTERLACED = "OpenCV 5.0.0 does not convert interlaced pictures"
+# Such times are found out when the frames come and not before.
+WRONG_LATE = "times in the wrong order late in MP4"
 NO_AV1 = "OpenCV's wheel has no AV1 decoder"
 TAKES_COVER = "OpenCV takes the cover"
 NOT_MIRRORED = "OpenCV turns pictures and does not mirror them"
@@ -341,7 +343,8 @@ def _structures() -> Iterator[Kind]:
     yield in_fields("H.264 in fields, two a packet, in mp4", partial(fields, "mp4", is_apart=False))
     for container in ("mp4", "matroska"):
         make = partial(fields, container, numbers=LONG, n_whole=60, gop=1)
-        yield replace(in_fields(f"H.264 late in fields, in {container}", make), expected=LONG)
+        # A decoder in threads calls the first picture in fields corrupt, in some runs.
+        yield replace(in_fields(f"H.264 late in fields, in {container}", make), expected=None)
     yield in_fields("H.264 in fields as it is", lambda: b"".join(map(b"".join, h264_pictures())))
     for pix_fmt in ("yuv420p10le", "yuv422p10le", "yuv444p", "gray", "yuvj420p"):
         yield Kind(f"H.264 of {pix_fmt}", partial(h264, "mp4", pix_fmt=pix_fmt, b_frames=2))
@@ -459,7 +462,10 @@ def _clocks() -> Iterator[Kind]:
         yield irregular(f"times in the wrong order {when} in Matroska", make, LONG)
         edit = retimed(lambda i, first=first: (i ^ (i >= first)) + 2, lambda i: i)
         make = partial(_copy_made, plain_long, "mp4", edit, mux_options="use_editlist=0")
-        yield irregular(f"times in the wrong order {when} in MP4", make, LONG)
+        if when == "early":
+            yield irregular(f"times in the wrong order {when} in MP4", make, LONG)
+        else:
+            yield Kind(WRONG_LATE, make, None)
     edit = retimed(lambda i: 100 - i, lambda i: i - 100)
     make = partial(_copy_made, plain, "mp4", edit, mux_options="use_editlist=0")
     yield irregular("times that run backward in MP4", make)
@@ -626,7 +632,7 @@ GROUPS = (
 )  # fmt: skip
 KINDS = [kind for group in GROUPS for kind in group()]
 RIGHT = [kind for kind in KINDS if kind.expected is not None and not kind.refusal]
-DAMAGED = [kind for kind in KINDS if kind.expected is None and not kind.refusal]
+DAMAGED = [kind for kind in KINDS if kind.expected is None and not kind.refusal and kind.name != WRONG_LATE]
 REFUSED = [kind for kind in KINDS if kind.refusal]
 by_name = {"ids": lambda kind: kind.name}
 Write = Callable[[Kind], Path]
@@ -817,3 +823,12 @@ def test_what_is_no_video_is_refused_with_the_reason(written: Write, kind: Kind)
     with pytest.raises(VideoError, match=kind.refusal) as caught:
         VideoFrames(written(kind))
     assert "\n" not in str(caught.value)
+
+
+def test_times_that_are_against_the_order_of_the_pictures_are_refused_as_soon_as_those_come(written: Write) -> None:
+    kind = next(kind for kind in KINDS if kind.name == WRONG_LATE)
+    with (
+        VideoFrames(written(kind)) as video,
+        pytest.raises(VideoError, match="against what the file says of their times"),
+    ):
+        list(video.read(range(video.info.n_frames)))
