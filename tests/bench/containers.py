@@ -197,7 +197,7 @@ def _high_range_table(transfer: ColorTrc) -> NDArray[np.uint16]:
     colours = np.stack(np.meshgrid(0, np.arange(256), np.arange(256), indexing="ij"), axis=-1)[0]
     for red in range(256):
         colours[..., 0] = red
-        table[red] = np.rint(65535 * to_high_range(colours, transfer, is_bt2020=True))
+        table[red] = np.rint(65535 * to_high_range(np.maximum(colours, 1e-3), transfer, is_bt2020=True))  # no 0 ** -x
     return table
 
 

@@ -1,7 +1,8 @@
 """Fuzzes every reader of input and reports executions, coverage and crashes: ``uv run --group fuzz python -m tests.bench.fuzz``.
 
 Each target runs in a process of its own under Atheris (libFuzzer). A finding is any exception that is not one of ours,
-an input that takes over ten seconds or 4 GiB, or a file opened for writing outside the scratch folder.
+an input that takes over ten seconds or 4 GiB, or a file opened for writing outside the scratch folder. ``video`` is
+`tests.bench.fuzz.videos`, and does without Atheris.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 _SECONDS_PER_INPUT, _MIB = 10, 4096
+_VIDEO, _N_VIDEOS = "video", 3000
 
 
 def fuzz(name: str, scratch: Path, runs: int, seed: int) -> None:
@@ -113,13 +115,19 @@ def main() -> None:
         fuzz(arguments.target, arguments.scratch, arguments.runs, arguments.seed)
         return
     from tests.bench.fuzz.targets import TARGETS
+    from tests.bench.fuzz.videos import run_videos
 
     results = []
-    for name in arguments.targets or TARGETS:
-        results.append(_run_target(name, arguments.runs or TARGETS[name][1], arguments.seed, arguments.keep))
+    for name in arguments.targets or [*TARGETS, _VIDEO]:
+        if name == _VIDEO:
+            results.append(run_videos(arguments.runs or _N_VIDEOS, arguments.seed, arguments.keep))
+        else:
+            results.append(_run_target(name, arguments.runs or TARGETS[name][1], arguments.seed, arguments.keep))
         r = results[-1]
         print(f"{name:16} {r['executions']:9,} executions {r['seconds']:7.1f} s  coverage {r['coverage']:5} "
               f"{'clean' if r['is_clean'] else 'FOUND ' + ', '.join(r['found'])}", flush=True)  # fmt: skip
+        if name == _VIDEO:
+            print(f"{'':16} {r['outcomes']}, at most {r['longest_s']:.1f} s and {r['most_mib']:.0f} MiB")
     total = sum(r["executions"] for r in results)
     print(f"{total:,} executions, {sum(not r['is_clean'] for r in results)} targets with findings")
     if arguments.json:
