@@ -16,8 +16,8 @@ from typing import Literal
 import av.error
 import numpy as np
 
-from cleanup.edges.video_index import NO_TIME, NumberedFrame, VideoIndex, decode_numbered, iterate_packets
-from cleanup.edges.video_streams import AnyPacket, open_stream
+from cleanup.edges.video_index import NO_TIME, DamageError, NumberedFrame, VideoIndex, decode_numbered, iterate_packets
+from cleanup.edges.video_streams import AnyPacket, open_stream, reason_of
 from cleanup.errors import VideoError
 
 # Packets that are looked at to find out where a seek has ended.
@@ -87,6 +87,8 @@ class PacketReader:
                         has_begun = True
                         yield number, frame
                 return
+            except OSError as error:
+                raise VideoError(f"{self._path}: cannot be read ({reason_of(error)})") from error
             except _LostError:
                 self._next = None
                 if landing is None or has_begun:
@@ -117,11 +119,11 @@ class PacketReader:
             self._furthest = number
             try:
                 yield from decode_numbered(codec, packet, number)
-            except av.error.InvalidDataError:
+            except DamageError:
                 self.n_faults += 1  # what does not come is missed by who waits for it
             if not unsent and not is_counted:
                 break
-        with contextlib.suppress(av.error.InvalidDataError):
+        with contextlib.suppress(DamageError):
             yield from decode_numbered(self._opened.stream.codec_context)
 
     def _packets_after(self, landing: int | None, first: int) -> Iterator[tuple[int, AnyPacket]]:

@@ -54,12 +54,16 @@ class VideoFrames:
         # Packets in rising order with the frame each makes, so that a frame is found by its packet's number.
         self._by_packet = np.argsort(self._index.packet_of_frame, kind="stable")
         self._packets = self._index.packet_of_frame[self._by_packet]
-        self._reader = PacketReader(self.path, n_threads, self._index)
-        self._display = self._read_display(self.find_first())
-        geometry = self._geometry_of(view)
-        self._geometry = None if geometry.is_identity else geometry
         self.n_decoded = 0
         self.faults: dict[int, str] = {}
+        self._reader = PacketReader(self.path, n_threads, self._index)
+        try:
+            self._display = self._read_display(self.find_first())
+        except VideoError:
+            self.close()
+            raise
+        geometry = self._geometry_of(view)
+        self._geometry = None if geometry.is_identity else geometry
 
     @property
     def index(self) -> VideoIndex:

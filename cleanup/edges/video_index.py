@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from cleanup.edges.frame_counts import FrameCount, FrameCounts
 from cleanup.edges.h264_headers import may_hold_fields
 from cleanup.edges.video_streams import AnyPacket, OpenedStream, open_stream, reason_of
-from cleanup.errors import VideoError
+from cleanup.errors import VideoError, raise_shortage
 from cleanup.input_limits import MAX_VIDEO_FRAMES
 
 NumberedFrame = tuple[int, av.VideoFrame]
@@ -41,6 +41,10 @@ _MAX_STEP_S = 10.0
 _MAX_DEVIATION, _MAX_ACCIDENTS = 0.25, 0.02
 # Share of the steps from which the others are accidents of a clock that can be believed.
 _MIN_SANE = 0.9
+
+
+class DamageError(Exception):
+    """A packet cannot be decoded."""
 
 
 @dataclass(frozen=True)
@@ -148,13 +152,20 @@ def count_frames(path: Path, n_threads: int, n_packets: int) -> FrameCount:
 
 
 def iterate_packets(opened: OpenedStream) -> Iterator[AnyPacket]:
-    """The packets of the picture's stream, in the order of the file, to its end or to where it cannot be read on."""
+    """The packets of the picture's stream, in the order of the file, to its end or to where it makes no sense any more.
+
+    Raises:
+        OSError: It cannot be read.
+        ResourceError: There is not enough memory.
+    """
     try:
         for packet in opened.container.demux(opened.stream):
             if packet.size:
                 yield packet
-    except av.error.InvalidDataError:
-        return
+    except av.error.FFmpegError as error:
+        raise_shortage(error, "the packets of a video")
+        if isinstance(error, OSError):
+            raise
 
 
 def decode_numbered(codec: VideoCodecContext, packet: AnyPacket | None = None, number: int = 0) -> list[NumberedFrame]:
@@ -166,11 +177,16 @@ def decode_numbered(codec: VideoCodecContext, packet: AnyPacket | None = None, n
         number: Number of the packet in the file.
 
     Raises:
-        av.error.InvalidDataError: The stream is damaged at it, or at one before it; others can be decoded after it.
+        DamageError: The stream is damaged at it, or at one before it; others can be decoded after it.
+        ResourceError: There is not enough memory.
     """
     if packet is not None:
         packet.pts, packet.dts = number, None
-    return [(frame.pts, frame) for frame in codec.decode(packet) if frame.pts is not None]
+    try:
+        return [(frame.pts, frame) for frame in codec.decode(packet) if frame.pts is not None]
+    except av.error.FFmpegError as error:
+        raise_shortage(error, "a frame of a video")
+        raise DamageError from error
 
 
 def _decode_all(opened: OpenedStream, n_packets: int, faults: list[int]) -> Iterator[NumberedFrame]:
@@ -179,7 +195,7 @@ def _decode_all(opened: OpenedStream, n_packets: int, faults: list[int]) -> Iter
     for number, packet in enumerate(itertools.chain(itertools.islice(iterate_packets(opened), n_packets), [None])):
         try:
             yield from decode_numbered(codec, packet, number)
-        except av.error.InvalidDataError:
+        except DamageError:
             faults.append(number)
 
 
@@ -204,7 +220,8 @@ def _read_packets(opened: OpenedStream, path: Path) -> _Packets:
             if len(rows) > MAX_VIDEO_FRAMES:
                 raise VideoError(f"{path}: more than {MAX_VIDEO_FRAMES:,} frames; no episode is so long")
     except av.error.FFmpegError as error:
-        if not rows or not isinstance(error, av.error.InvalidDataError):
+        raise_shortage(error, path)
+        if not rows or isinstance(error, OSError):
             raise VideoError(f"{path}: the video breaks off after {len(rows)} frames ({reason_of(error)})") from error
         break_off = reason_of(error)
     if not rows:

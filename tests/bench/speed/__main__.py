@@ -22,6 +22,7 @@ CASES: dict[str, Callable[[Path], list[Row]]] = {
     "embed": pixels.embed,
     "peer-loop": pixels.peer_loop,
     "decode": pixels.decode,
+    "count": pixels.count,
     "sparse": pixels.sparse,
     "recluster": clustering.recluster,
     "recluster-big": clustering.recluster_big,
