@@ -56,6 +56,7 @@ class VideoIndex:
         size: Bytes of each packet, shape (n_packets,).
         pts: Presentation time of each packet in the stream's time base, or ``NO_TIME``, shape (n_packets,).
         dts: Decoding time of each packet, likewise.
+        is_corrupt: Which packets the container says are not whole, shape (n_packets,).
         packet_of_frame: The packet that makes each frame, shape (n_frames,).
         key_packets: Packets that decoding can begin at, rising; the first is 0.
         key_frames: The first frame that is whole when decoding begins there, rising, shape of ``key_packets``.
@@ -70,6 +71,7 @@ class VideoIndex:
     size: NDArray[np.int64]
     pts: NDArray[np.int64]
     dts: NDArray[np.int64]
+    is_corrupt: NDArray[np.bool_]
     packet_of_frame: NDArray[np.int64]
     key_packets: NDArray[np.int64]
     key_frames: NDArray[np.int64]
@@ -95,6 +97,7 @@ class _Packets:
     size: NDArray[np.int64]
     is_key: NDArray[np.bool_]
     is_discard: NDArray[np.bool_]
+    is_corrupt: NDArray[np.bool_]
     break_off: str
 
 
@@ -200,7 +203,7 @@ def _decode_all(opened: OpenedStream, n_packets: int, faults: list[int]) -> Iter
 
 
 def _read_packets(opened: OpenedStream, path: Path) -> _Packets:
-    rows: list[tuple[int, int, int, int, bool, bool]] = []
+    rows: list[tuple[int, int, int, int, bool, bool, bool]] = []
     break_off = ""
     try:
         for packet in opened.container.demux(opened.stream):
@@ -215,6 +218,7 @@ def _read_packets(opened: OpenedStream, path: Path) -> _Packets:
                     packet.size,
                     packet.is_keyframe,
                     packet.is_discard,
+                    packet.is_corrupt,
                 )
             )
             if len(rows) > MAX_VIDEO_FRAMES:
@@ -228,7 +232,8 @@ def _read_packets(opened: OpenedStream, path: Path) -> _Packets:
         raise VideoError(f"{path}: the video holds no frames")
     table = np.array(rows, np.int64)
     pts, dts, pos, size = np.ascontiguousarray(table[:, :4].T)
-    return _Packets(pts, dts, pos, size, table[:, 4] != 0, table[:, 5] != 0, break_off)
+    is_key, is_discard, is_corrupt = np.ascontiguousarray(table[:, 4:].T != 0)
+    return _Packets(pts, dts, pos, size, is_key, is_discard, is_corrupt, break_off)
 
 
 def _find_doubt(opened: OpenedStream, packets: _Packets) -> str:
@@ -307,7 +312,7 @@ def _index_of(
         key_packets, key_frames = np.insert(key_packets, 0, 0), np.insert(key_frames, 0, 0)
     times, fps = clock.measure(packets.pts[packet_of_frame], is_trusted=not reason)
     return VideoIndex(
-        packets.pos, packets.size, packets.pts, packets.dts, packet_of_frame, key_packets, key_frames, times, fps,
+        packets.pos, packets.size, packets.pts, packets.dts, packets.is_corrupt, packet_of_frame, key_packets, key_frames, times, fps,
         int(np.count_nonzero(~packets.is_discard)), reason, packets.break_off,
     )  # fmt: skip
 
