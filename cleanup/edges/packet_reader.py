@@ -16,7 +16,8 @@ from typing import Literal
 import av.error
 import numpy as np
 
-from cleanup.edges.video_index import NO_TIME, DamageError, NumberedFrame, VideoIndex, decode_numbered, iterate_packets
+from cleanup.edges.video_index import VideoIndex
+from cleanup.edges.video_packets import NO_TIME, DamageError, NumberedFrame, decode_numbered, iterate_packets
 from cleanup.edges.video_streams import AnyPacket, open_stream, reason_of
 from cleanup.errors import VideoError
 

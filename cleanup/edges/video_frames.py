@@ -211,7 +211,8 @@ class VideoFrames:
 
     def _give(self, frame_idx: int, frame: av.VideoFrame) -> tuple[int, DecodedFrame | None]:
         width, height = self._display.coded_width, self._display.coded_height
-        if frame.is_corrupt or self._index.is_corrupt[self._index.packet_of_frame[frame_idx]]:
+        is_cut = self._index.is_cut and self._index.packet_of_frame[frame_idx] == len(self._index.size) - 1
+        if frame.is_corrupt or is_cut:
             return self._miss(frame_idx, "cannot be decoded")
         if (frame.width, frame.height) != (width, height):
             return self._miss(frame_idx, f"is {frame.width}x{frame.height} and not {width}x{height}")

@@ -12,21 +12,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
-import av.error
 import numpy as np
-from av.video.codeccontext import VideoCodecContext
 from numpy.typing import NDArray
 
 from cleanup.edges.frame_counts import FrameCount, FrameCounts
 from cleanup.edges.h264_headers import may_hold_fields
-from cleanup.edges.video_streams import AnyPacket, OpenedStream, open_stream, reason_of
-from cleanup.errors import VideoError, raise_shortage
-from cleanup.input_limits import MAX_VIDEO_FRAMES
+from cleanup.edges.video_packets import (
+    NO_TIME,
+    DamageError,
+    NumberedFrame,
+    Packets,
+    decode_numbered,
+    iterate_packets,
+    read_packets,
+)
+from cleanup.edges.video_streams import OpenedStream, open_stream
+from cleanup.errors import VideoError
 
-NumberedFrame = tuple[int, av.VideoFrame]
-# A time that a packet does not have.
-NO_TIME = np.iinfo(np.int64).min
 # Containers that hold the time of every picture, and codecs of which every packet is one picture.
 _TIMED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 _PICTURE_CODECS = ("h264", "hevc", "vp9", "av1", "libdav1d", "mpeg4", "prores", "dnxhd", "mjpeg", "ffv1")
@@ -43,10 +45,6 @@ _MAX_DEVIATION, _MAX_ACCIDENTS = 0.25, 0.02
 _MIN_SANE = 0.9
 
 
-class DamageError(Exception):
-    """A packet cannot be decoded."""
-
-
 @dataclass(frozen=True)
 class VideoIndex:
     """The packets of a video and the frames they make.
@@ -56,13 +54,13 @@ class VideoIndex:
         size: Bytes of each packet, shape (n_packets,).
         pts: Presentation time of each packet in the stream's time base, or ``NO_TIME``, shape (n_packets,).
         dts: Decoding time of each packet, likewise.
-        is_corrupt: Which packets the container says are not whole, shape (n_packets,).
         packet_of_frame: The packet that makes each frame, shape (n_frames,).
         key_packets: Packets that decoding can begin at, rising; the first is 0.
         key_frames: The first frame that is whole when decoding begins there, rising, shape of ``key_packets``.
         times: When each frame is shown, in seconds from the first one, shape (n_frames,).
         fps: Mean frame rate; 0 where nothing in the file tells.
         n_pictures: Packets that are meant to be shown.
+        is_cut: Whether the last packet is cut short.
         reason: Why the frames were counted; empty where the packets' times were enough.
         break_off: Why reading ended before the end of the file; empty where it did not.
     """
@@ -71,13 +69,13 @@ class VideoIndex:
     size: NDArray[np.int64]
     pts: NDArray[np.int64]
     dts: NDArray[np.int64]
-    is_corrupt: NDArray[np.bool_]
     packet_of_frame: NDArray[np.int64]
     key_packets: NDArray[np.int64]
     key_frames: NDArray[np.int64]
     times: NDArray[np.float64]
     fps: float
     n_pictures: int
+    is_cut: bool
     reason: str
     break_off: str
 
@@ -85,20 +83,6 @@ class VideoIndex:
     def n_frames(self) -> int:
         """How many frames the video has."""
         return len(self.packet_of_frame)
-
-
-@dataclass(frozen=True)
-class _Packets:
-    """What the packets of a stream say of themselves, in the order of the file."""
-
-    pts: NDArray[np.int64]
-    dts: NDArray[np.int64]
-    pos: NDArray[np.int64]
-    size: NDArray[np.int64]
-    is_key: NDArray[np.bool_]
-    is_discard: NDArray[np.bool_]
-    is_corrupt: NDArray[np.bool_]
-    break_off: str
 
 
 def build_index(path: Path, n_threads: int = 0, counts: FrameCounts | None = None) -> VideoIndex:
@@ -114,7 +98,7 @@ def build_index(path: Path, n_threads: int = 0, counts: FrameCounts | None = Non
     """
     opened = open_stream(path, n_threads)
     with opened.container:
-        packets = _read_packets(opened, path)
+        packets = read_packets(opened, path)
         reason = _find_doubt(opened, packets)
         clock = _Clock.of(opened)
     n_packets = len(packets.size)
@@ -154,44 +138,6 @@ def count_frames(path: Path, n_threads: int, n_packets: int) -> FrameCount:
     return FrameCount(np.array(found, np.int64), is_key)
 
 
-def iterate_packets(opened: OpenedStream) -> Iterator[AnyPacket]:
-    """The packets of the picture's stream, in the order of the file, to its end or to where it makes no sense any more.
-
-    Raises:
-        OSError: It cannot be read.
-        ResourceError: There is not enough memory.
-    """
-    try:
-        for packet in opened.container.demux(opened.stream):
-            if packet.size:
-                yield packet
-    except av.error.FFmpegError as error:
-        raise_shortage(error, "the packets of a video")
-        if isinstance(error, OSError):
-            raise
-
-
-def decode_numbered(codec: VideoCodecContext, packet: AnyPacket | None = None, number: int = 0) -> list[NumberedFrame]:
-    """Decodes a packet, and gives frames with the number of the packet that made each.
-
-    Args:
-        codec: The decoder.
-        packet: The packet, or None for what is still inside the decoder.
-        number: Number of the packet in the file.
-
-    Raises:
-        DamageError: The stream is damaged at it, or at one before it; others can be decoded after it.
-        ResourceError: There is not enough memory.
-    """
-    if packet is not None:
-        packet.pts, packet.dts = number, None
-    try:
-        return [(frame.pts, frame) for frame in codec.decode(packet) if frame.pts is not None]
-    except av.error.FFmpegError as error:
-        raise_shortage(error, "a frame of a video")
-        raise DamageError from error
-
-
 def _decode_all(opened: OpenedStream, n_packets: int, faults: list[int]) -> Iterator[NumberedFrame]:
     """The frames that the first packets make; numbers of those near which the stream is damaged go to ``faults``."""
     codec = opened.stream.codec_context
@@ -202,41 +148,7 @@ def _decode_all(opened: OpenedStream, n_packets: int, faults: list[int]) -> Iter
             faults.append(number)
 
 
-def _read_packets(opened: OpenedStream, path: Path) -> _Packets:
-    rows: list[tuple[int, int, int, int, bool, bool, bool]] = []
-    break_off = ""
-    try:
-        for packet in opened.container.demux(opened.stream):
-            if packet.size == 0:
-                continue
-            pts, dts, pos = packet.pts, packet.dts, packet.pos
-            rows.append(
-                (
-                    NO_TIME if pts is None else pts,
-                    NO_TIME if dts is None else dts,
-                    -1 if pos is None else pos,
-                    packet.size,
-                    packet.is_keyframe,
-                    packet.is_discard,
-                    packet.is_corrupt,
-                )
-            )
-            if len(rows) > MAX_VIDEO_FRAMES:
-                raise VideoError(f"{path}: more than {MAX_VIDEO_FRAMES:,} frames; no episode is so long")
-    except av.error.FFmpegError as error:
-        raise_shortage(error, path)
-        if not rows or isinstance(error, OSError):
-            raise VideoError(f"{path}: the video breaks off after {len(rows)} frames ({reason_of(error)})") from error
-        break_off = reason_of(error)
-    if not rows:
-        raise VideoError(f"{path}: the video holds no frames")
-    table = np.array(rows, np.int64)
-    pts, dts, pos, size = np.ascontiguousarray(table[:, :4].T)
-    is_key, is_discard, is_corrupt = np.ascontiguousarray(table[:, 4:].T != 0)
-    return _Packets(pts, dts, pos, size, is_key, is_discard, is_corrupt, break_off)
-
-
-def _find_doubt(opened: OpenedStream, packets: _Packets) -> str:
+def _find_doubt(opened: OpenedStream, packets: Packets) -> str:
     """Why the packets' times do not tell the order of the frames, or an empty text."""
     name, codec = opened.container.format.name, opened.stream.codec_context.name
     if name not in _TIMED_FORMATS:
@@ -269,12 +181,12 @@ def _is_uneven(pts: NDArray[np.int64]) -> bool:
     return 0 < n_odd <= _MAX_ACCIDENTS * len(steps)
 
 
-def _order_by_time(packets: _Packets) -> NDArray[np.int64]:
+def _order_by_time(packets: Packets) -> NDArray[np.int64]:
     shown = np.flatnonzero(~packets.is_discard)
     return shown[np.argsort(packets.pts[shown], kind="stable")]
 
 
-def _probe(path: Path, n_threads: int, packets: _Packets, order: NDArray[np.int64]) -> str:
+def _probe(path: Path, n_threads: int, packets: Packets, order: NDArray[np.int64]) -> str:
     """Why the first frames do not come as their times say, or an empty text."""
     opened = open_stream(path, n_threads)
     with opened.container:
@@ -294,7 +206,7 @@ def _probe(path: Path, n_threads: int, packets: _Packets, order: NDArray[np.int6
 
 
 def _index_of(
-    packets: _Packets,
+    packets: Packets,
     clock: _Clock,
     packet_of_frame: NDArray[np.int64],
     is_key: NDArray[np.bool_],
@@ -312,8 +224,8 @@ def _index_of(
         key_packets, key_frames = np.insert(key_packets, 0, 0), np.insert(key_frames, 0, 0)
     times, fps = clock.measure(packets.pts[packet_of_frame], is_trusted=not reason)
     return VideoIndex(
-        packets.pos, packets.size, packets.pts, packets.dts, packets.is_corrupt, packet_of_frame, key_packets, key_frames, times, fps,
-        int(np.count_nonzero(~packets.is_discard)), reason, packets.break_off,
+        packets.pos, packets.size, packets.pts, packets.dts, packet_of_frame, key_packets,
+        key_frames, times, fps, int(np.count_nonzero(~packets.is_discard)), packets.is_cut, reason, packets.break_off,
     )  # fmt: skip
 
 

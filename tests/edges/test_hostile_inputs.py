@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from cleanup import errors
-from cleanup.edges import video_index, video_streams
+from cleanup.edges import video_packets, video_streams
 from cleanup.edges.artifact_files import EpisodePaths
 from cleanup.edges.artifact_reading import find_violations, read_episode
 from cleanup.edges.artifact_writing import render_episode
@@ -284,7 +284,7 @@ def test_a_playlist_leads_nowhere(drawn: Path, name: str, text: str) -> None:
 def test_a_video_is_refused_by_what_it_claims(
     drawn: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, message: str
 ) -> None:
-    for module in (video_index, video_streams):
+    for module in (video_packets, video_streams):
         monkeypatch.setattr(module, limit, value, raising=False)
 
     with pytest.raises(VideoError, match=message):

@@ -57,7 +57,7 @@ def look_at(path: Path, rng: np.random.Generator) -> str:
         json.dumps(describe_video(path), allow_nan=False)
     except Exception as error:
         told = translate(error)
-        if isinstance(told, ResourceError):
+        if isinstance(told, ResourceError) and "not enough memory" in str(told):
             return "no memory"
         if not isinstance(error, VideoError):
             raise
