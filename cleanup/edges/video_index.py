@@ -222,7 +222,7 @@ def _index_of(
     key_packets, key_frames = key_packets[is_sound], key_frames[is_sound]
     if len(key_packets) == 0 or key_packets[0] > 0:
         key_packets, key_frames = np.insert(key_packets, 0, 0), np.insert(key_frames, 0, 0)
-    times, fps = clock.measure(packets.pts[packet_of_frame], is_trusted=not reason)
+    times, fps = clock.measure(packets, packet_of_frame, is_trusted=not reason)
     return VideoIndex(
         packets.pos, packets.size, packets.pts, packets.dts, packet_of_frame, key_packets,
         key_frames, times, fps, int(np.count_nonzero(~packets.is_discard)), packets.is_cut, reason, packets.break_off,
@@ -245,15 +245,27 @@ class _Clock:
             fps = float(stream.average_rate or fps)
         return cls(float(stream.time_base or 0), fps)
 
-    def measure(self, pts: NDArray[np.int64], *, is_trusted: bool) -> tuple[NDArray[np.float64], float]:
-        """When each frame is shown, and the mean rate; a clock that stands, steps back or jumps is not believed."""
-        seconds = (pts - pts[0]).astype(np.float64) * self.unit
-        steps = np.diff(seconds)
-        is_sane = (steps > 0) & (is_trusted | (steps <= _MAX_STEP_S)) & (pts[1:] != NO_TIME) & (pts[:-1] != NO_TIME)
-        is_kept = bool(is_sane.all()) and len(pts) > 1
+    def measure(
+        self, packets: Packets, packet_of_frame: NDArray[np.int64], *, is_trusted: bool
+    ) -> tuple[NDArray[np.float64], float]:
+        """When each frame is shown, and the mean rate; a clock that stands, steps back or jumps is not believed.
+
+        Where presentation times make no sense the rate is that of the decoding times, and at last the stated one.
+        """
+        pts, n_frames = packets.pts[packet_of_frame], len(packet_of_frame)
+        max_step_s = np.inf if is_trusted else _MAX_STEP_S
+        steps, is_sane = self._find_steps(pts, max_step_s)
+        if n_frames > 1 and is_sane.all():
+            return (pts - pts[0]).astype(np.float64) * self.unit, float(1 / steps.mean())
         fps = self.stated_fps
-        if is_kept or np.count_nonzero(is_sane) > _MIN_SANE * len(steps):
-            fps = float(np.count_nonzero(is_sane) / steps[is_sane].sum())
-        if is_kept:
-            return seconds, fps
-        return np.arange(len(pts)) / fps if fps else np.zeros(len(pts)), fps
+        for found, sane in ((steps, is_sane), self._find_steps(packets.dts[~packets.is_discard], max_step_s)):
+            if np.count_nonzero(sane) > _MIN_SANE * len(sane):
+                fps = float(1 / found[sane].mean())
+                break
+        return np.arange(n_frames) / fps if fps else np.zeros(n_frames), fps
+
+    def _find_steps(self, ticks: NDArray[np.int64], max_step_s: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Seconds from one time to the next, and which of them can be those of a clock that runs."""
+        is_known = ticks != NO_TIME
+        steps = np.diff(ticks.astype(np.float64)) * self.unit
+        return steps, is_known[1:] & is_known[:-1] & (steps > 0) & (steps <= max_step_s)

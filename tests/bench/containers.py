@@ -8,6 +8,7 @@ taken away behind the artifacts' back: a run has to name the shift, and to come 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 import tempfile
@@ -22,6 +23,7 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+from av.video.frame import PictureType
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from numpy.typing import NDArray
 from rich.console import Console
@@ -74,7 +76,8 @@ class Result:
         name: Of the kind.
         f: B-cubed F.
         f_mp4: That of the mp4 on the same tracks.
-        is_right: Whether the two are near, and a refusal came where one had to.
+        similarity: Median and lowest cosine of a face's embedding and the one it has in the mp4.
+        is_right: Whether the two scores are near, and a refusal came where one had to.
         said: What the run said of the video that it does not say of the mp4.
         seconds: Of the run.
     """
@@ -82,6 +85,7 @@ class Result:
     name: str
     f: float | None
     f_mp4: float
+    similarity: tuple[float, float] | None
     is_right: bool
     said: list[str]
     seconds: float
@@ -152,31 +156,28 @@ def reencode(
         high_range: The transfer of the picture in 10 bits and BT.2020, with the mp4's white at 203 nits.
     """
     pix_fmt = "yuv420p" if high_range is None else "yuv420p10le"
-    with tempfile.TemporaryFile() as target, tempfile.NamedTemporaryFile() as source:
-        source.write(data)
-        source.flush()
-        with av.open(source.name) as old, av.open(target, "w", format=container) as new:
-            old.streams.video[0].thread_type = "AUTO"
-            stream = new.add_stream(codec, rate=FPS, options=dict(o.split("=", 1) for o in options.split()))
-            stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
-            context = stream.codec_context
-            context.gop_size, context.max_b_frames, context.bit_rate = 2 * FPS, b_frames, 0
-            if aspect is not None:
-                context.sample_aspect_ratio = aspect
+    target = io.BytesIO()
+    with av.open(io.BytesIO(data)) as old, av.open(target, "w", format=container) as new:
+        old.streams.video[0].thread_type = "AUTO"
+        stream = new.add_stream(codec, rate=FPS, options=dict(o.split("=", 1) for o in options.split()))
+        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
+        context = stream.codec_context
+        context.gop_size, context.max_b_frames, context.bit_rate = 2 * FPS, b_frames, 0
+        if aspect is not None:
+            context.sample_aspect_ratio = aspect
+        if high_range is not None:
+            _tag(context, high_range)
+        kept = (frame for i, frame in enumerate(old.decode(video=0)) if i not in leave_out)
+        for number, frame in enumerate(kept):
+            frame = _change_frame(frame, change, high_range)
+            frame = frame.reformat(*size, pix_fmt, dst_colorspace=None if high_range is None else Colorspace.BT2020)
             if high_range is not None:
-                _tag(context, high_range)
-            kept = (frame for i, frame in enumerate(old.decode(video=0)) if i not in leave_out)
-            for number, frame in enumerate(kept):
-                frame = _change_frame(frame, change, high_range)
-                frame = frame.reformat(*size, pix_fmt, dst_colorspace=None if high_range is None else Colorspace.BT2020)
-                if high_range is not None:
-                    _tag(frame, high_range)
-                frame.pts, frame.time_base = number, Fraction(1, FPS)
-                frame.pict_type = av.video.frame.PictureType.NONE
-                new.mux(stream.encode(frame))
-            new.mux(stream.encode(None))
-        target.seek(0)
-        return target.read()
+                _tag(frame, high_range)
+            frame.pts, frame.time_base = number, Fraction(1, FPS)
+            frame.pict_type = PictureType.NONE  # else the encoder makes a key frame of each that was one
+            new.mux(stream.encode(frame))
+        new.mux(stream.encode(None))
+    return target.getvalue()
 
 
 def _change_frame(
@@ -370,6 +371,19 @@ class Run:
         """B-cubed F."""
         return score(self.root, SHARED, EP, self.truth)["bcubed_f"]
 
+    @property
+    def embeddings(self) -> dict[str, NDArray[np.float64]]:
+        """That of each face by its id."""
+        faces = read_lines(self.root / "manifests" / EP / "faces.jsonl")
+        return {face["face_id"]: np.array(face["embedding"]) for face in faces if face.get("embedding") is not None}
+
+
+def compare(first: Run, second: Run) -> tuple[float, float]:
+    """Median and lowest cosine of the embeddings of the faces that both runs kept."""
+    one, other = first.embeddings, second.embeddings
+    cosines = [float(one[face] @ other[face]) for face in one.keys() & other.keys()]
+    return float(np.median(cosines)), min(cosines)
+
 
 def run(root: Path, truth: Path, *options: str) -> Run:
     """Cleans the episode of a data root."""
@@ -415,23 +429,33 @@ def judge(name: str, scratch: Path, data: bytes, n_frames: int, mp4: Callable[[i
         done = run(done.root, done.truth, "--frame-shift", str(-kind.lost))
         said += [done.message] if done.message else []
     if done.report is None:
-        return Result(name, None, reference.f, is_right and not kind.lost, said, done.seconds)
+        return Result(name, None, reference.f, None, is_right and not kind.lost, said, done.seconds)
     assert reference.report is not None
     said += [line.replace(str(done.root), "") for line in done.report["warnings"] if "target below" not in line]
     f = done.f
-    return Result(name, f, reference.f, is_right and abs(f - reference.f) <= TOLERANCE, said, done.seconds)
+    is_right &= abs(f - reference.f) <= TOLERANCE
+    return Result(name, f, reference.f, compare(done, reference), is_right, said, done.seconds)
 
 
 def build_table(results: Sequence[Result]) -> Table:
     """All that came of it."""
     table = Table(title=f"{EP} in other files", title_justify="left")
-    for column in ("kind", "F", "F of the mp4", "difference", "right", "s", "what the run says of the video"):
+    for column in (
+        "kind",
+        "F",
+        "F of the mp4",
+        "difference",
+        "similarity",
+        "lowest",
+        "right",
+        "s",
+        "what the run says of the video",
+    ):
         table.add_column(column, justify="left" if column[0] in "kw" else "right")
     for r in results:
-        f = ("", "") if r.f is None else (f"{r.f:.4f}", f"{r.f - r.f_mp4:+.4f}")
-        table.add_row(
-            r.name, f[0], f"{r.f_mp4:.4f}", f[1], "yes" if r.is_right else "NO", f"{r.seconds:.0f}", "\n".join(r.said)
-        )
+        figures = [r.f, r.f_mp4, None if r.f is None else r.f - r.f_mp4, *(r.similarity or (None, None))]
+        cells = ["" if figure is None else f"{figure:.4f}" for figure in figures]
+        table.add_row(r.name, *cells, "yes" if r.is_right else "NO", f"{r.seconds:.0f}", "\n".join(r.said))
     return table
 
 

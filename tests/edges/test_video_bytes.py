@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import av
-import numpy as np
 import pytest
 
 from cleanup.edges.video_frames import VideoFrames
@@ -81,10 +80,12 @@ def test_an_error_of_any_kind_in_a_decoder_costs_one_frame(
     tmp_path: Path, make: Callable[[], bytes], change: Callable[[bytes], bytes]
 ) -> None:
     path = tmp_path / "video"
-    path.write_bytes(spoiled(make(), "mov", change))
+    path.write_bytes(spoiled(make(), "avi", change))
 
     with VideoFrames(path) as video:
-        assert shown(video, range(video.info.n_frames)) == [n for n in range(N_FRAMES) if n != DAMAGED]
+        given = [number for number in shown(video, range(video.info.n_frames)) if number is not None]
+
+    assert given == [number for number in range(N_FRAMES) if number != DAMAGED]
 
 
 @pytest.mark.parametrize(
