@@ -11,7 +11,7 @@ from cleanup.conservation import check_conservation
 from cleanup.episode import Episode
 from cleanup.errors import ArtifactError, InvariantError
 from cleanup.interfaces import Engine, Facebank, RunMany, run_in_turn
-from cleanup.observing import VideoChoice, observe
+from cleanup.observing import observe
 from cleanup.phases.group_clusters import group_clusters
 from cleanup.phases.identity_rows import refresh_identity_figures
 from cleanup.phases.observe import attach_detections
@@ -22,6 +22,7 @@ from cleanup.phases.split_tracks import split_tracks
 from cleanup.progress import PhaseProgress, ReportItems, ReportProgress
 from cleanup.report import CleanupReport, find_scale_warnings, find_warnings, measure_episode
 from cleanup.settings import Settings
+from cleanup.video_check import VideoChoice
 
 
 @dataclass(frozen=True)

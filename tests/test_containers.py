@@ -15,7 +15,7 @@ from tests.videos import read_packets
 
 pytestmark = [pytest.mark.shared, pytest.mark.slow, pytest.mark.xdist_group("containers")]
 # From the third shot on, because some files lack the first frames.
-START, SECONDS = 72, 30
+START, SECONDS = 72, 20
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from cleanup.edges.video_frames import VideoFrames
 from cleanup.edges.video_index import count_frames
 from cleanup.edges.video_streams import is_cover, open_stream
 from cleanup.interfaces import VideoInfo
-from cleanup.observing import format_time
+from cleanup.video_check import format_time
 
 # Of a matrix, a transfer and primaries (ITU-T H.273); of a range it is 0, and has a name.
 _UNSPECIFIED = 2

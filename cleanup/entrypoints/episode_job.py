@@ -31,12 +31,12 @@ from cleanup.episode import Episode
 from cleanup.errors import SettingsError, VideoError, describe_error
 from cleanup.interfaces import VideoView
 from cleanup.names import EpId, RunId, show_of
-from cleanup.observing import VideoChoice
 from cleanup.progress import PhaseProgress, ReportProgress
 from cleanup.report import CleanupReport
 from cleanup.resolve_settings import ResolvedSettings
 from cleanup.run import FACEBANK_PHASES, PHASES, PIXEL_PHASES, RunContext, run
 from cleanup.settings import SPECS
+from cleanup.video_check import VideoChoice
 
 # Libraries for pixels, models and PostgreSQL are imported where a run turns out to need them.
 if TYPE_CHECKING:

@@ -27,6 +27,8 @@ _FACES_PER_PART = 8
 # Shifts that are tried at first, and all that are tried where these do not settle it (frames).
 NEAR_SHIFTS = range(-2, 3)
 ALL_SHIFTS = range(-50, 51)
+# Those by which places are searched, and what is tried around the best of them.
+COARSE_SHIFTS, FINE_STEPS = range(-50, 51, 5), range(-4, 5)
 # Boxes of a track this far apart tell how fast it moves (frames).
 _MOTION_FRAMES = 12
 # A frame at this distance from the end of its track may lie at a cut (frames).
@@ -230,7 +232,7 @@ def _find_shift(
     probes: Probes, costs: NDArray[np.float64], shifts: Sequence[int], rows: NDArray[np.intp], max_chance: float
 ) -> ShiftFinding:
     none = list(shifts).index(0)
-    totals = _mean_costs(costs[rows])
+    totals = mean_costs(costs[rows])
     # Of shifts that fit alike the smallest.
     best = int(np.lexsort((np.abs(shifts), totals.round(6)))[0])
     if not is_better(costs[rows, best], costs[rows, none], max_chance):
@@ -252,7 +254,7 @@ def _contradicts(
     return False
 
 
-def _mean_costs(costs: NDArray[np.float64]) -> NDArray[np.float64]:
+def mean_costs(costs: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean of each column over the faces that were looked at; a column that none was looked at in is lost."""
     is_seen = np.isfinite(costs)
     n_seen = is_seen.sum(axis=0)

@@ -39,6 +39,9 @@ from tests.videos import copy, read_packets, with_edits, with_matrix
 EP, WIDTH, HEIGHT, FPS = "bbt-s01e02", 960, 540, 24
 ACTIONS = "split_tracks,reembed,recluster"
 TOLERANCE = 0.005
+COLUMNS = (
+    "kind", "F", "F of the mp4", "difference", "similarity", "lowest", "right", "s", "what the run says of the video",
+)  # fmt: skip
 # Units of the mp4's clock per frame and per second, and presentation time of its first frame after the encoder's delay.
 _PER_FRAME, _PER_SECOND, _DELAY = 512, 12288, 1024
 # Tracks of those kinds that lack frames at the beginning are counted from here on: the third shot.
@@ -440,17 +443,7 @@ def judge(name: str, scratch: Path, data: bytes, n_frames: int, mp4: Callable[[i
 def build_table(results: Sequence[Result]) -> Table:
     """All that came of it."""
     table = Table(title=f"{EP} in other files", title_justify="left")
-    for column in (
-        "kind",
-        "F",
-        "F of the mp4",
-        "difference",
-        "similarity",
-        "lowest",
-        "right",
-        "s",
-        "what the run says of the video",
-    ):
+    for column in COLUMNS:
         table.add_column(column, justify="left" if column[0] in "kw" else "right")
     for r in results:
         figures = [r.f, r.f_mp4, None if r.f is None else r.f - r.f_mp4, *(r.similarity or (None, None))]

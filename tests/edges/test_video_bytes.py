@@ -68,7 +68,6 @@ def test_whatever_is_done_to_its_bytes_a_video_is_read_or_refused_in_one_line(tm
             lambda packet: re.sub(rb"IDAT..", b"IDAT\0\0", packet, count=1),
             id="an error of zlib",
         ),
-        pytest.param(lambda: encode("rawvideo", "nut", **FEW), lambda packet: packet[:100], id="an invalid argument"),
         pytest.param(
             lambda: encode("mjpeg", "nut", pix_fmt="yuvj420p", **FEW),
             lambda packet: packet.replace(b"\xff\xc0", b"\xff\xc5"),
@@ -153,6 +152,18 @@ def test_frames_after_a_damaged_key_frame_show_no_other_frame(tmp_path: Path) ->
     assert together[:KEY] == alone[:KEY] == [*range(KEY)]
     for number in range(KEY, len(together)):
         assert {together[number], alone[number]} <= {None, -1, number}
+
+
+def test_a_packet_of_an_impossible_size_is_the_end_and_no_lack_of_memory(tmp_path: Path) -> None:
+    data, place = encode("libvpx-vp9", "ivf", VPX, **FEW), 32
+    for _ in range(KEY):
+        place += 12 + int.from_bytes(data[place : place + 4], "little")
+    path = tmp_path / "video"
+    path.write_bytes(data[:place] + b"\xff\xff\xff\xff" + data[place + 4 :])
+
+    with VideoFrames(path) as video:
+        assert shown(video, range(video.info.n_frames)) == [*range(KEY)]
+        assert any("breaks off" in note for note in video.info.notes)
 
 
 def overlapping(n_chunks: int, n_samples: int) -> bytes:
