@@ -15,8 +15,11 @@ MAX_DEPTH = 250
 MAX_INTEGER = (1 << 53) - 1
 # A seed photo: a file, and its pixels once decoded (RGB: three bytes each).
 MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS = 64 * MIB, 100_000_000
-# A video: twice 8K in each direction, a day at 120 frames per second, and what a container may hold beside the picture.
-MAX_VIDEO_SIDE, MAX_VIDEO_FRAMES, MAX_STREAMS = 16_384, 24 * 3600 * 120, 64
+# A video: somewhat more than 8K, a day at 120 frames per second, and what a container may hold beside the picture.
+MAX_VIDEO_SIDE, MAX_VIDEO_PIXELS = 16_384, 40_000_000
+MAX_VIDEO_FRAMES, MAX_STREAMS = 24 * 3600 * 120, 64
+# How often its packets may come to the length of the file: an edit list may show a stretch again.
+MAX_VIDEO_REUSE = 4
 # A YAML file of the configuration.
 MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH = MIB, 20
 # A list of episodes.

@@ -67,6 +67,7 @@ OPENS_BY_NAME = {
     "edges/violation_bundle.py": "an archive on a stream that RootPath gave",
     "resolve_settings.py": "the configuration",
     "entrypoints/cli.py": "files that the user named",
+    "entrypoints/doctor.py": "a video that the user named",
     "entrypoints/demo.py": "the demo's own folder, made anew each time",
     "entrypoints/episode_job.py": "a video that the user named",
     "entrypoints/facebank_cli.py": "photos that the user named, and a scratch folder for cut-out ones",

@@ -49,7 +49,7 @@ class PacketReader:
         self._path, self._n_threads, self._index = path, n_threads, index
         self._by_place = np.argsort(index.pos, kind="stable")
         self._places = index.pos[self._by_place]
-        self._opened = open_stream(path, n_threads)
+        self._opened = open_stream(path, n_threads, is_strict=True)
         # Number of the packet that the container gives next; None where that is not known.
         self._next: int | None = 0
         self._can_seek = True
@@ -158,7 +158,7 @@ class PacketReader:
 
     def _reopen(self) -> None:
         self._opened.container.close()
-        self._opened, self._next, self._furthest = open_stream(self._path, self._n_threads), 0, -1
+        self._opened, self._next, self._furthest = open_stream(self._path, self._n_threads, is_strict=True), 0, -1
 
     def _seek(self, landing: int) -> None:
         """Seeks to a key packet; where that has ended is for the packets that follow to say.

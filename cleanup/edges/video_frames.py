@@ -84,7 +84,8 @@ class VideoFrames:
         for key, frame_idx in enumerate(self._index.key_frames.tolist()):
             with contextlib.closing(self._decode(key, [frame_idx])) as frames:
                 for _, frame in frames:
-                    return frame
+                    if frame is not None:
+                        return frame
         raise VideoError(f"{self.path}: no frame of the video can be decoded")
 
     def _read_display(self, frame: av.VideoFrame) -> PictureGeometry:
@@ -209,10 +210,10 @@ class VideoFrames:
                     yield self._miss(expected.popleft(), "cannot be decoded")
             key, tries = max(self._key_for(expected[0]) - 1, 0) if expected else 0, tries + 1
 
-    def _give(self, frame_idx: int, frame: av.VideoFrame) -> tuple[int, DecodedFrame | None]:
+    def _give(self, frame_idx: int, frame: av.VideoFrame | None) -> tuple[int, DecodedFrame | None]:
         width, height = self._display.coded_width, self._display.coded_height
         is_cut = self._index.is_cut and self._index.packet_of_frame[frame_idx] == len(self._index.size) - 1
-        if frame.is_corrupt or is_cut:
+        if frame is None or is_cut:
             return self._miss(frame_idx, "cannot be decoded")
         if (frame.width, frame.height) != (width, height):
             return self._miss(frame_idx, f"is {frame.width}x{frame.height} and not {width}x{height}")
@@ -223,25 +224,31 @@ class VideoFrames:
         self.faults[frame_idx - self.view.frame_shift] = reason
         return frame_idx, None
 
-    def _decode(self, key: int, wanted: list[int]) -> Generator[tuple[int, av.VideoFrame], None, None]:
+    def _decode(self, key: int, wanted: list[int]) -> Generator[tuple[int, av.VideoFrame | None], None, None]:
         """Frames from a key packet on, with their numbers, until all packets of the wanted ones are decoded.
+
+        After damage there is no frame up to the next key frame: what a decoder makes up is no evidence.
 
         Raises:
             VideoError: One comes too late, and no damage explains it.
         """
-        previous, is_damaged, n_faults = -1, False, self._reader.n_faults
+        previous, n_faults = -1, self._reader.n_faults
+        is_damaged = was_damaged = False
         needed = {int(self._index.packet_of_frame[i]) for i in wanted}
         with contextlib.closing(self._reader.decode(key, needed)) as frames:
             for packet, frame in frames:
-                is_damaged |= frame.is_corrupt
+                if frame.key_frame and not frame.is_corrupt:
+                    is_damaged, n_faults = False, self._reader.n_faults
+                is_damaged |= frame.is_corrupt or self._reader.n_faults > n_faults
+                was_damaged |= is_damaged
                 low, high = np.searchsorted(self._packets, [packet, packet + 1])
                 numbers = self._by_packet[low:high]
                 # Where a packet makes two frames, the second comes after the first.
                 later = numbers[numbers > previous]
                 if len(later):
                     previous = int(later[0])
-                    yield previous, frame
-                elif len(numbers) and not is_damaged and self._reader.n_faults == n_faults:
+                    yield previous, None if is_damaged else frame
+                elif len(numbers) and not was_damaged:
                     raise VideoError(
                         f"{self.path}: frame {numbers[-1]} comes out of the decoder after frame {previous}, against "
                         "what the file says of their times; encode it anew"

@@ -104,7 +104,7 @@ def build_index(path: Path, n_threads: int = 0, counts: FrameCounts | None = Non
     n_packets = len(packets.size)
     if not reason:
         order = _order_by_time(packets)
-        reason = _probe(path, n_threads, packets, order)
+        reason = _probe(path, packets, order)
     if not reason:
         return _index_of(packets, clock, order, packets.is_key, "")
     count = counts.find(path, n_packets) if counts is not None else None
@@ -129,12 +129,19 @@ def count_frames(path: Path, n_threads: int, n_packets: int) -> FrameCount:
         VideoError: The file is no video.
     """
     found: list[int] = []
+    faults: list[int] = []
     is_key = np.zeros(n_packets, bool)
     opened = open_stream(path, n_threads)
     with opened.container:
-        for number, frame in _decode_all(opened, n_packets, []):
+        for number, frame in _decode_all(opened, n_packets, faults):
             found.append(number)
             is_key[number] |= frame.key_frame
+            if frame.is_corrupt:
+                faults.append(number)
+    has_gap = bool(found) and len(set(found)) < n_packets - min(found)
+    if n_threads != 1 and (faults or has_gap):
+        # What comes of a damaged stream depends on how many threads decode it, and on one machine as on another.
+        return count_frames(path, 1, n_packets)
     return FrameCount(np.array(found, np.int64), is_key)
 
 
@@ -186,9 +193,9 @@ def _order_by_time(packets: Packets) -> NDArray[np.int64]:
     return shown[np.argsort(packets.pts[shown], kind="stable")]
 
 
-def _probe(path: Path, n_threads: int, packets: Packets, order: NDArray[np.int64]) -> str:
+def _probe(path: Path, packets: Packets, order: NDArray[np.int64]) -> str:
     """Why the first frames do not come as their times say, or an empty text."""
-    opened = open_stream(path, n_threads)
+    opened = open_stream(path, 1)
     with opened.container:
         faults: list[int] = []
         frames = [(number, frame.key_frame) for number, frame in _decode_all(opened, _N_PROBED, faults)]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cleanup.edges.video_streams import AnyPacket, OpenedStream, reason_of
 from cleanup.errors import VideoError, raise_shortage
-from cleanup.input_limits import MAX_VIDEO_FRAMES
+from cleanup.input_limits import MAX_VIDEO_FRAMES, MAX_VIDEO_REUSE
 
 NumberedFrame = tuple[int, av.VideoFrame]
 # A time that a packet does not have.
@@ -46,7 +46,7 @@ def read_packets(opened: OpenedStream, path: Path) -> Packets:
         VideoError: It has no packets or too many, or cannot be read.
     """
     rows: list[tuple[int, int, int, int, bool, bool]] = []
-    is_cut = False
+    is_cut, n_bytes, file_size = False, 0, path.stat().st_size
     break_off = ""
     try:
         for packet in opened.container.demux(opened.stream):
@@ -64,11 +64,13 @@ def read_packets(opened: OpenedStream, path: Path) -> Packets:
                 )
             )
             is_cut = packet.is_corrupt
+            n_bytes += packet.size
+            if n_bytes > MAX_VIDEO_REUSE * file_size:
+                raise VideoError(f"{path}: its packets lie on each other; it is damaged, or made to take long")
             if len(rows) > MAX_VIDEO_FRAMES:
                 raise VideoError(f"{path}: more than {MAX_VIDEO_FRAMES:,} frames; no episode is so long")
     except av.error.FFmpegError as error:
-        raise_shortage(error, path)
-        if not rows or isinstance(error, OSError):
+        if not rows or _is_of_disk(error):
             raise VideoError(f"{path}: the video breaks off after {len(rows)} frames ({reason_of(error)})") from error
         break_off = reason_of(error)
     if not rows:
@@ -78,20 +80,23 @@ def read_packets(opened: OpenedStream, path: Path) -> Packets:
     return Packets(pts, dts, pos, size, table[:, 4] != 0, table[:, 5] != 0, is_cut, break_off)
 
 
+def _is_of_disk(error: av.error.FFmpegError) -> bool:
+    """Whether a file could not be read, other than that what it says of itself makes no sense."""
+    return isinstance(error, OSError) and not isinstance(error, BlockingIOError)
+
+
 def iterate_packets(opened: OpenedStream) -> Iterator[AnyPacket]:
     """The packets of the picture's stream, in the order of the file, to its end or to where it makes no sense any more.
 
     Raises:
         OSError: It cannot be read.
-        ResourceError: There is not enough memory.
     """
     try:
         for packet in opened.container.demux(opened.stream):
             if packet.size:
                 yield packet
     except av.error.FFmpegError as error:
-        raise_shortage(error, "the packets of a video")
-        if isinstance(error, OSError):
+        if _is_of_disk(error):
             raise
 
 
@@ -112,5 +117,8 @@ def decode_numbered(codec: VideoCodecContext, packet: AnyPacket | None = None, n
     try:
         return [(frame.pts, frame) for frame in codec.decode(packet) if frame.pts is not None]
     except av.error.FFmpegError as error:
-        raise_shortage(error, "a frame of a video")
+        if isinstance(error, MemoryError):
+            raise_shortage(error, "a frame of a video")
+        if isinstance(error, BlockingIOError):
+            codec.flush_buffers()  # it would say so of every packet that follows
         raise DamageError from error

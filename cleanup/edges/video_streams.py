@@ -13,7 +13,7 @@ from av.container import InputContainer
 from av.stream import Disposition, Stream
 
 from cleanup.errors import VideoError, first_line
-from cleanup.input_limits import MAX_STREAMS, MAX_VIDEO_SIDE
+from cleanup.input_limits import MAX_STREAMS, MAX_VIDEO_PIXELS, MAX_VIDEO_SIDE
 
 AnyPacket: TypeAlias = "av.Packet[av.VideoStream]"
 # Files and nothing else, in formats that hold their pictures themselves: a playlist could name other files and hosts.
@@ -21,7 +21,15 @@ _OPEN_OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,mxf,ogg,h264,hevc,"
     "ivf,mjpeg,dv",
+    "max_pixels": str(MAX_VIDEO_PIXELS),
 }
+# A picture that claims to be larger is not made room for.
+_DECODER_OPTIONS = {"max_pixels": str(MAX_VIDEO_PIXELS)}
+# What a decoder of still pictures is told: one that is not whole is a fault, where it would else show the one before.
+_STRICT = {"err_detect": "explode"}
+_STILL_CODECS = ("mjpeg",)
+# FFmpeg's decoders of these crash where they go on after damage with a picture for each thread.
+_FRAGILE_CODECS = ("vp8", "vp9")
 # FFmpeg advises against more threads for one stream.
 _MAX_THREADS = 16
 
@@ -34,7 +42,7 @@ class OpenedStream:
     stream: av.VideoStream
 
 
-def open_stream(path: Path, n_threads: int = 0) -> OpenedStream:
+def open_stream(path: Path, n_threads: int = 0, *, is_strict: bool = False) -> OpenedStream:
     """Opens a video.
 
     Of several video streams the one is taken that FFmpeg takes: the largest picture that is no cover.
@@ -42,6 +50,7 @@ def open_stream(path: Path, n_threads: int = 0) -> OpenedStream:
     Args:
         path: The video file.
         n_threads: Decoder threads; 0 means all cores.
+        is_strict: Whether a still picture that is not whole is a fault, and is not filled up.
 
     Raises:
         VideoError: The file is missing, is no video, or is one that no decoder should be started for.
@@ -62,7 +71,8 @@ def open_stream(path: Path, n_threads: int = 0) -> OpenedStream:
     codec = stream.codec_context
     # One more than cores, as FFmpeg itself chooses: a thread that waits for its reference frame leaves a core idle.
     codec.thread_count = min((n_threads or os.cpu_count() or 1) + 1, _MAX_THREADS)
-    codec.thread_type = "AUTO"
+    codec.thread_type = "SLICE" if codec.name in _FRAGILE_CODECS else "AUTO"
+    codec.options = _DECODER_OPTIONS | (_STRICT if is_strict and codec.name in _STILL_CODECS else {})
     return OpenedStream(container, stream)
 
 
@@ -87,8 +97,11 @@ def _choose_stream(container: InputContainer, path: Path) -> av.VideoStream:
     codec = stream.codec_context
     if codec is None:
         raise VideoError(f"{path}: no decoder for the video's format; convert it, for example to H.264 in MP4")
-    if not (0 < codec.width <= MAX_VIDEO_SIDE and 0 < codec.height <= MAX_VIDEO_SIDE):
+    width, height = codec.width, codec.height
+    is_small = max(width, height) <= MAX_VIDEO_SIDE and width * height <= MAX_VIDEO_PIXELS
+    if not (is_small and width > 0 and height > 0):
         raise VideoError(
-            f"{path}: pictures of {codec.width}x{codec.height}, more than {MAX_VIDEO_SIDE} on a side or none"
+            f"{path}: pictures of {width}x{height}, more than {MAX_VIDEO_PIXELS:,} pixels, {MAX_VIDEO_SIDE} on a side, "
+            "or none"
         )
     return stream
