@@ -25,6 +25,8 @@ from cleanup.errors import VideoError
 _N_LANDING = 32
 # Decoders that may be told of every packet anew whether to decode it.
 _SKIPPING_CODECS = ("h264", "hevc", "mpeg4", "mpeg2video")
+# What the samples of a JPEG picture begin with.
+_START_OF_SCAN = b"\xff\xda"
 # Key packets back from which a seek is tried last; where none of many has ended well, none ever will.
 _MAX_STEP = 15
 
@@ -49,7 +51,7 @@ class PacketReader:
         self._path, self._n_threads, self._index = path, n_threads, index
         self._by_place = np.argsort(index.pos, kind="stable")
         self._places = index.pos[self._by_place]
-        self._opened = open_stream(path, n_threads, is_strict=True)
+        self._opened = open_stream(path, n_threads)
         # Number of the packet that the container gives next; None where that is not known.
         self._next: int | None = 0
         self._can_seek = True
@@ -118,6 +120,9 @@ class PacketReader:
             codec.skip_frame = "DEFAULT" if number in unsent else idle
             unsent.discard(number)
             self._furthest = number
+            if codec.name == "mjpeg" and _START_OF_SCAN not in bytes(packet):
+                self.n_faults += 1  # the decoder would show what its buffer held before
+                continue
             try:
                 yield from decode_numbered(codec, packet, number)
             except DamageError:
@@ -158,7 +163,7 @@ class PacketReader:
 
     def _reopen(self) -> None:
         self._opened.container.close()
-        self._opened, self._next, self._furthest = open_stream(self._path, self._n_threads, is_strict=True), 0, -1
+        self._opened, self._next, self._furthest = open_stream(self._path, self._n_threads), 0, -1
 
     def _seek(self, landing: int) -> None:
         """Seeks to a key packet; where that has ended is for the packets that follow to say.

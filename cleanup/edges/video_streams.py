@@ -25,9 +25,6 @@ _OPEN_OPTIONS = {
 }
 # A picture that claims to be larger is not made room for.
 _DECODER_OPTIONS = {"max_pixels": str(MAX_VIDEO_PIXELS)}
-# What a decoder of still pictures is told: one that is not whole is a fault, where it would else show the one before.
-_STRICT = {"err_detect": "explode"}
-_STILL_CODECS = ("mjpeg",)
 # FFmpeg's decoders of these crash where they go on after damage with a picture for each thread.
 _FRAGILE_CODECS = ("vp8", "vp9")
 # FFmpeg advises against more threads for one stream.
@@ -42,7 +39,7 @@ class OpenedStream:
     stream: av.VideoStream
 
 
-def open_stream(path: Path, n_threads: int = 0, *, is_strict: bool = False) -> OpenedStream:
+def open_stream(path: Path, n_threads: int = 0) -> OpenedStream:
     """Opens a video.
 
     Of several video streams the one is taken that FFmpeg takes: the largest picture that is no cover.
@@ -50,7 +47,6 @@ def open_stream(path: Path, n_threads: int = 0, *, is_strict: bool = False) -> O
     Args:
         path: The video file.
         n_threads: Decoder threads; 0 means all cores.
-        is_strict: Whether a still picture that is not whole is a fault, and is not filled up.
 
     Raises:
         VideoError: The file is missing, is no video, or is one that no decoder should be started for.
@@ -72,7 +68,7 @@ def open_stream(path: Path, n_threads: int = 0, *, is_strict: bool = False) -> O
     # One more than cores, as FFmpeg itself chooses: a thread that waits for its reference frame leaves a core idle.
     codec.thread_count = min((n_threads or os.cpu_count() or 1) + 1, _MAX_THREADS)
     codec.thread_type = "SLICE" if codec.name in _FRAGILE_CODECS else "AUTO"
-    codec.options = _DECODER_OPTIONS | (_STRICT if is_strict and codec.name in _STILL_CODECS else {})
+    codec.options = _DECODER_OPTIONS
     return OpenedStream(container, stream)
 
 
