@@ -93,14 +93,12 @@ def _views_by_hand(choice: VideoChoice) -> list[VideoInfo]:
 
 def _tell_view(video: VideoInfo, choice: VideoChoice) -> str:
     view = video.source.view
-    parts = ["turned as its display matrix says" if view.is_turned else "not turned"] if _can_turn(choice) else []
+    parts = []
+    if any(v.source.view.is_turned for v in choice.views):
+        parts.append("turned and mirrored as its display matrix says" if view.is_turned else "as it is stored")
     if any(v.source.view.is_stretched for v in choice.views):
         parts.append("with its pixels made square" if view.is_stretched else "with its pixels as they are stored")
     return f"the artifacts count in the picture {' and '.join(parts)} ({video.width}x{video.height})"
-
-
-def _can_turn(choice: VideoChoice) -> bool:
-    return any(view.source.view.is_turned for view in choice.views)
 
 
 class _FitCheck:

@@ -51,9 +51,13 @@ class VideoFrames:
         self.path = Path(path)
         self.view = view
         self._index = build_index(self.path, n_threads, counts)
-        # Packets in rising order with the frame each makes, so that a frame is found by its packet's number.
-        self._by_packet = np.argsort(self._index.packet_of_frame, kind="stable")
-        self._packets = self._index.packet_of_frame[self._by_packet]
+        # The frame that each packet makes, -1 where it makes none; of the few that make several, all of them.
+        self._frame_of_packet = [-1] * len(self._index.size)
+        self._frames_of_packet: dict[int, list[int]] = {}
+        for frame_idx, packet in enumerate(self._index.packet_of_frame.tolist()):
+            if self._frame_of_packet[packet] >= 0:
+                self._frames_of_packet.setdefault(packet, [self._frame_of_packet[packet]]).append(frame_idx)
+            self._frame_of_packet[packet] = frame_idx
         self.n_decoded = 0
         self.faults: dict[int, str] = {}
         self._reader = PacketReader(self.path, n_threads, self._index)
@@ -241,16 +245,15 @@ class VideoFrames:
                     is_damaged, n_faults = False, self._reader.n_faults
                 is_damaged |= frame.is_corrupt or self._reader.n_faults > n_faults
                 was_damaged |= is_damaged
-                low, high = np.searchsorted(self._packets, [packet, packet + 1])
-                numbers = self._by_packet[low:high]
-                # Where a packet makes two frames, the second comes after the first.
-                later = numbers[numbers > previous]
-                if len(later):
-                    previous = int(later[0])
-                    yield previous, None if is_damaged else frame
-                elif len(numbers) and not was_damaged:
+                frame_idx = self._frame_of_packet[packet]
+                if packet in self._frames_of_packet:  # of which one comes after the other
+                    frame_idx = next((i for i in self._frames_of_packet[packet] if i > previous), frame_idx)
+                if frame_idx > previous:
+                    previous = frame_idx
+                    yield frame_idx, None if is_damaged else frame
+                elif frame_idx >= 0 and not was_damaged:
                     raise VideoError(
-                        f"{self.path}: frame {numbers[-1]} comes out of the decoder after frame {previous}, against "
+                        f"{self.path}: frame {frame_idx} comes out of the decoder after frame {previous}, against "
                         "what the file says of their times; encode it anew"
                     )
 

@@ -36,7 +36,7 @@ _PICTURE_CODECS = ("h264", "hevc", "vp9", "av1", "libdav1d", "mpeg4", "prores", 
 _INTER_CODECS = ("h264", "hevc", "mpeg4")
 _RAW_FORMATS = ("h264", "hevc", "mpegvideo", "mjpeg")
 # So many packets are decoded to see whether the frames come as their times say.
-_N_PROBED = 48
+_N_PROBED = 32
 # A step of the clock longer than this is a jump, not a frame that is shown for long (seconds).
 _MAX_STEP_S = 10.0
 # How far a step may be from the usual one, as a share of it; and from which share of further ones the rate varies.

@@ -25,8 +25,8 @@ _OPEN_OPTIONS = {
 }
 # A picture that claims to be larger is not made room for.
 _DECODER_OPTIONS = {"max_pixels": str(MAX_VIDEO_PIXELS)}
-# FFmpeg's decoders of these crash where they go on after damage with a picture for each thread.
-_FRAGILE_CODECS = ("vp8", "vp9")
+# FFmpeg's decoders of these crash where threads go on after damage, or wait for each other for ever.
+_SINGLE_THREAD_CODECS = ("vp8", "vp9")
 # FFmpeg advises against more threads for one stream.
 _MAX_THREADS = 16
 
@@ -67,7 +67,9 @@ def open_stream(path: Path, n_threads: int = 0) -> OpenedStream:
     codec = stream.codec_context
     # One more than cores, as FFmpeg itself chooses: a thread that waits for its reference frame leaves a core idle.
     codec.thread_count = min((n_threads or os.cpu_count() or 1) + 1, _MAX_THREADS)
-    codec.thread_type = "SLICE" if codec.name in _FRAGILE_CODECS else "AUTO"
+    codec.thread_type = "AUTO"
+    if codec.name in _SINGLE_THREAD_CODECS:
+        codec.thread_count = 1
     codec.options = _DECODER_OPTIONS
     return OpenedStream(container, stream)
 
