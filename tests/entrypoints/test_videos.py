@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
@@ -236,3 +238,34 @@ def test_doctor_lists_a_damaged_stretch_by_its_time(drawn: Path) -> None:
     assert found["frames"]["by_packets"] == 672 > found["frames"]["by_decoding"]
     assert 13 < found["damage"][0]["first_s"] < 15 and found["damage"][-1]["last_s"] < 18
     assert any("cannot be decoded; tracks there are left as they were" in sentence for sentence in found["does"])
+
+
+class _Dropping(BaseHTTPRequestHandler):
+    """Announces a video and breaks off in the middle of it."""
+
+    content = b""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(self.content[: len(self.content) // 2])
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+def test_a_url_that_drops_is_one_line_and_the_files_stay(drawn: Path, tmp_path: Path) -> None:
+    before = artifacts(drawn)
+    _Dropping.content = video_of(drawn).read_bytes()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Dropping) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/episode.mp4"
+        refused = run(drawn, "--video", url, "--cache-dir", tmp_path / "cache", "--write-back", code=1)
+        server.shutdown()
+
+    assert url in refused.stderr and len(refused.stderr.strip().splitlines()) == 1
+    assert artifacts(drawn) == before
