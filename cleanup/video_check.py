@@ -95,7 +95,7 @@ def _tell_view(video: VideoInfo, choice: VideoChoice) -> str:
     view = video.source.view
     parts = []
     if any(v.source.view.is_turned for v in choice.views):
-        parts.append("turned and mirrored as its display matrix says" if view.is_turned else "as it is stored")
+        parts.append("as its display matrix turns or mirrors it" if view.is_turned else "as it is stored")
     if any(v.source.view.is_stretched for v in choice.views):
         parts.append("with its pixels made square" if view.is_stretched else "with its pixels as they are stored")
     return f"the artifacts count in the picture {' and '.join(parts)} ({video.width}x{video.height})"
