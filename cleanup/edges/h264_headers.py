@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 _SPS = 7
+# A parameter set with all its scaling lists is shorter.
+_MAX_BYTES = 4096
 # Profiles that tell their chroma format and bit depths.
 _HIGH_PROFILES = (44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244)
 
@@ -16,7 +18,7 @@ def may_hold_fields(headers: bytes) -> bool:
         headers: The codec's extradata: an ``avcC`` record, or NAL units behind start codes.
     """
     units = _split(headers)
-    sets = [_unescape(unit[1:]) for unit in units if unit and unit[0] & 31 == _SPS]
+    sets = [_unescape(unit[1:_MAX_BYTES]) for unit in units if unit and unit[0] & 31 == _SPS]
     try:
         return not sets or not all(_is_frames_only(_Bits(content)) for content in sets)
     except EOFError:

@@ -49,8 +49,9 @@ class PacketReader:
 
     def __init__(self, path: Path, n_threads: int, index: VideoIndex) -> None:
         self._path, self._n_threads, self._index = path, n_threads, index
-        self._by_place = np.argsort(index.pos, kind="stable")
-        self._places = index.pos[self._by_place]
+        self._packets = index.packets
+        self._by_place = np.argsort(self._packets.pos, kind="stable")
+        self._places = self._packets.pos[self._by_place]
         self._opened = open_stream(path, n_threads)
         # Number of the packet that the container gives next; None where that is not known.
         self._next: int | None = 0
@@ -138,7 +139,7 @@ class PacketReader:
         Raises:
             _LostError: Where the seek ended cannot be told, or it is behind ``first``.
         """
-        index = self._index
+        packets = self._packets
         if landing is not None:
             self._seek(landing)
         elif self._next is not None and self._next <= first:
@@ -154,11 +155,11 @@ class PacketReader:
                 if self._next is None:
                     continue
             number = self._next
-            if number >= len(index.size) or place != (index.pos[number], index.size[number]):
+            if number >= len(packets.size) or place != (packets.pos[number], packets.size[number]):
                 raise _LostError
             self._next = number + 1
             yield number, packet
-        if self._next is None or self._next < len(index.size):
+        if self._next is None or self._next < len(packets.size):
             raise _LostError
 
     def _reopen(self) -> None:
@@ -171,12 +172,12 @@ class PacketReader:
         Raises:
             _LostError: The container does not seek there.
         """
-        index, packet = self._index, self._index.key_packets[landing]
+        packet = self._index.key_packets[landing]
         if packet <= self._furthest:
             # A decoder keeps what a later part of the stream has told of it, and that may not fit an earlier one.
             self._reopen()
         self._next = None
-        times = [index.dts[packet], index.pts[packet]]
+        times = [self._packets.dts[packet], self._packets.pts[packet]]
         # MP4 searches by decoding times, Matroska by presentation times.
         is_by_dts = self._opened.container.format.name != "matroska,webm"
         known = [time for time in (times if is_by_dts else times[::-1]) if time != NO_TIME]
@@ -193,7 +194,7 @@ class PacketReader:
         if pos < 0 or high - low != 1:
             return None
         number = int(self._by_place[low])
-        return number if self._index.size[number] == size else None
+        return number if self._packets.size[number] == size else None
 
     def close(self) -> None:
         """Releases the decoder and the file."""

@@ -23,7 +23,7 @@ from cleanup.edges.frame_counts import FrameCounts
 from cleanup.edges.frame_pixels import DecodedFrame
 from cleanup.edges.packet_reader import PacketReader
 from cleanup.edges.picture_geometry import PictureGeometry, read_display
-from cleanup.edges.video_index import VideoIndex, build_index
+from cleanup.edges.video_index import build_index
 from cleanup.errors import VideoError
 from cleanup.interfaces import AS_STORED, VideoInfo, VideoSource, VideoView
 
@@ -38,6 +38,8 @@ class VideoFrames:
         view: How the frames that are asked for are numbered, and which picture of them is given.
 
     Attributes:
+        index: Which packet makes which frame.
+        display: How a player shows the picture.
         n_decoded: Frames given out so far.
         faults: Why a frame that was asked for could not be given, by its number.
 
@@ -50,34 +52,24 @@ class VideoFrames:
     ) -> None:
         self.path = Path(path)
         self.view = view
-        self._index = build_index(self.path, n_threads, counts)
+        self.index = build_index(self.path, n_threads, counts)
         # The frame that each packet makes, -1 where it makes none; of the few that make several, all of them.
-        self._frame_of_packet = [-1] * len(self._index.size)
+        self._frame_of_packet = [-1] * len(self.index.packets.size)
         self._frames_of_packet: dict[int, list[int]] = {}
-        for frame_idx, packet in enumerate(self._index.packet_of_frame.tolist()):
+        for frame_idx, packet in enumerate(self.index.packet_of_frame.tolist()):
             if self._frame_of_packet[packet] >= 0:
                 self._frames_of_packet.setdefault(packet, [self._frame_of_packet[packet]]).append(frame_idx)
             self._frame_of_packet[packet] = frame_idx
         self.n_decoded = 0
         self.faults: dict[int, str] = {}
-        self._reader = PacketReader(self.path, n_threads, self._index)
+        self._reader = PacketReader(self.path, n_threads, self.index)
         try:
-            self._display = self._read_display(self.find_first())
+            self.display = self._read_display(self.find_first())
         except VideoError:
             self.close()
             raise
         geometry = self._geometry_of(view)
         self._geometry = None if geometry.is_identity else geometry
-
-    @property
-    def index(self) -> VideoIndex:
-        """Which packet makes which frame."""
-        return self._index
-
-    @property
-    def display(self) -> PictureGeometry:
-        """How a player shows the picture."""
-        return self._display
 
     def find_first(self) -> av.VideoFrame:
         """The first frame that can be decoded.
@@ -85,7 +77,7 @@ class VideoFrames:
         Raises:
             VideoError: There is none.
         """
-        for key, frame_idx in enumerate(self._index.key_frames.tolist()):
+        for key, frame_idx in enumerate(self.index.key_frames.tolist()):
             with contextlib.closing(self._decode(key, [frame_idx])) as frames:
                 for _, frame in frames:
                     if frame is not None:
@@ -101,7 +93,7 @@ class VideoFrames:
             raise VideoError(f"{self.path}: {error}") from error
 
     def _geometry_of(self, view: VideoView) -> PictureGeometry:
-        shown = self._display
+        shown = self.display
         if not view.is_turned:
             shown = replace(shown, quarter_turns=0, is_mirrored=False)
         return shown if view.is_stretched else replace(shown, stretch_x=1.0)
@@ -120,24 +112,24 @@ class VideoFrames:
         return list(found.values())
 
     def _describe(self, view: VideoView) -> VideoInfo:
-        index, geometry = self._index, self._geometry_of(view)
+        index, geometry = self.index, self._geometry_of(view)
         duration_s = index.n_frames / index.fps if index.fps else 0.0
         source = VideoSource(str(self.path), view)
         return VideoInfo(source, geometry.width, geometry.height, index.n_frames, index.fps, duration_s, self._notes())
 
     def _notes(self) -> tuple[str, ...]:
         notes = []
-        if self._index.reason:
-            notes.append(f"frames were counted by decoding the whole video: {self._index.reason}")
-        if self._index.break_off:
-            notes.append(f"the file breaks off after {self._index.n_frames} frames ({self._index.break_off})")
+        if self.index.reason:
+            notes.append(f"frames were counted by decoding the whole video: {self.index.reason}")
+        if self.index.packets.break_off:
+            notes.append(f"the file breaks off after {self.index.n_frames} frames ({self.index.packets.break_off})")
         return tuple(notes)
 
     def timestamp_s(self, frame_idx: int) -> float:
         """Presentation time of a frame in seconds, counted from the artifacts' first frame."""
         shift = self.view.frame_shift
-        lead = shift / self._index.fps if shift else 0.0
-        return float(self._index.times[frame_idx + shift]) - lead
+        lead = shift / self.index.fps if shift else 0.0
+        return float(self.index.times[frame_idx + shift]) - lead
 
     def read(self, frame_indices: Iterable[int]) -> Iterator[tuple[int, DecodedFrame | None]]:
         """Decodes the wanted frames in order.
@@ -151,7 +143,7 @@ class VideoFrames:
         Raises:
             VideoError: A frame lies beyond the end, or the frames come out in another order than the index has them.
         """
-        shift, n_frames = self.view.frame_shift, self._index.n_frames
+        shift, n_frames = self.view.frame_shift, self.index.n_frames
         asked = sorted({i + shift for i in frame_indices})
         # As many frames as the shift may be missing at one end.
         margin = abs(shift)
@@ -177,8 +169,8 @@ class VideoFrames:
 
     def _key_for(self, frame_idx: int) -> int:
         """Which of the key packets decoding has to begin at for a frame."""
-        shown = bisect.bisect_right(self._index.key_frames, frame_idx)
-        read = bisect.bisect_right(self._index.key_packets, self._index.packet_of_frame[frame_idx])
+        shown = bisect.bisect_right(self.index.key_frames, frame_idx)
+        read = bisect.bisect_right(self.index.key_packets, self.index.packet_of_frame[frame_idx])
         return max(min(shown, read) - 1, 0)
 
     def _last_without_seek(self, wanted: list[int], first: int) -> int:
@@ -186,7 +178,7 @@ class VideoFrames:
         last = first
         while last + 1 < len(wanted):
             key = self._key_for(wanted[last + 1])
-            if self._index.key_frames[key] > wanted[last] + 1:
+            if self.index.key_frames[key] > wanted[last] + 1:
                 break
             last += 1
         return last
@@ -215,8 +207,8 @@ class VideoFrames:
             key, tries = max(self._key_for(expected[0]) - 1, 0) if expected else 0, tries + 1
 
     def _give(self, frame_idx: int, frame: av.VideoFrame | None) -> tuple[int, DecodedFrame | None]:
-        width, height = self._display.coded_width, self._display.coded_height
-        is_cut = self._index.is_cut and self._index.packet_of_frame[frame_idx] == len(self._index.size) - 1
+        width, height = self.display.coded_width, self.display.coded_height
+        is_cut = self.index.packets.is_cut and self.index.packet_of_frame[frame_idx] == len(self.index.packets.size) - 1
         if frame is None or is_cut:
             return self._miss(frame_idx, "cannot be decoded")
         if (frame.width, frame.height) != (width, height):
@@ -238,7 +230,7 @@ class VideoFrames:
         """
         previous, n_faults = -1, self._reader.n_faults
         is_damaged = was_damaged = False
-        needed = {int(self._index.packet_of_frame[i]) for i in wanted}
+        needed = {int(self.index.packet_of_frame[i]) for i in wanted}
         with contextlib.closing(self._reader.decode(key, needed)) as frames:
             for packet, frame in frames:
                 if frame.key_frame and not frame.is_corrupt:

@@ -50,34 +50,22 @@ class VideoIndex:
     """The packets of a video and the frames they make.
 
     Attributes:
-        pos: Place of each packet in the file in bytes, -1 where the format does not tell, shape (n_packets,).
-        size: Bytes of each packet, shape (n_packets,).
-        pts: Presentation time of each packet in the stream's time base, or ``NO_TIME``, shape (n_packets,).
-        dts: Decoding time of each packet, likewise.
+        packets: The packets.
         packet_of_frame: The packet that makes each frame, shape (n_frames,).
         key_packets: Packets that decoding can begin at, rising; the first is 0.
         key_frames: The first frame that is whole when decoding begins there, rising, shape of ``key_packets``.
         times: When each frame is shown, in seconds from the first one, shape (n_frames,).
         fps: Mean frame rate; 0 where nothing in the file tells.
-        n_pictures: Packets that are meant to be shown.
-        is_cut: Whether the last packet is cut short.
         reason: Why the frames were counted; empty where the packets' times were enough.
-        break_off: Why reading ended before the end of the file; empty where it did not.
     """
 
-    pos: NDArray[np.int64]
-    size: NDArray[np.int64]
-    pts: NDArray[np.int64]
-    dts: NDArray[np.int64]
+    packets: Packets
     packet_of_frame: NDArray[np.int64]
     key_packets: NDArray[np.int64]
     key_frames: NDArray[np.int64]
     times: NDArray[np.float64]
     fps: float
-    n_pictures: int
-    is_cut: bool
     reason: str
-    break_off: str
 
     @property
     def n_frames(self) -> int:
@@ -117,13 +105,14 @@ def build_index(path: Path, n_threads: int = 0, counts: FrameCounts | None = Non
     return _index_of(packets, clock, count.packet_of_frame, count.is_key, reason)
 
 
-def count_frames(path: Path, n_threads: int, n_packets: int) -> FrameCount:
+def count_frames(path: Path, n_threads: int, n_packets: int, *, is_steady: bool = False) -> FrameCount:
     """Decodes a video once from beginning to end and notes which packet made each frame.
 
     Args:
         path: The video file.
         n_threads: Decoder threads; 0 means all cores.
         n_packets: How many packets its picture has.
+        is_steady: Whether to decode in one thread; a damaged video is counted so in any case.
 
     Raises:
         VideoError: The file is no video.
@@ -131,7 +120,7 @@ def count_frames(path: Path, n_threads: int, n_packets: int) -> FrameCount:
     found: list[int] = []
     faults: list[int] = []
     is_key = np.zeros(n_packets, bool)
-    opened = open_stream(path, n_threads)
+    opened = open_stream(path, n_threads, is_steady=is_steady)
     with opened.container:
         for number, frame in _decode_all(opened, n_packets, faults):
             found.append(number)
@@ -139,9 +128,9 @@ def count_frames(path: Path, n_threads: int, n_packets: int) -> FrameCount:
             if frame.is_corrupt:
                 faults.append(number)
     has_gap = bool(found) and len(set(found)) < n_packets - min(found)
-    if n_threads != 1 and (faults or has_gap):
-        # What comes of a damaged stream depends on how many threads decode it, and on one machine as on another.
-        return count_frames(path, 1, n_packets)
+    if not is_steady and (faults or has_gap):
+        # What comes of a damaged stream depends on how many threads decode it.
+        return count_frames(path, n_threads, n_packets, is_steady=True)
     return FrameCount(np.array(found, np.int64), is_key)
 
 
@@ -195,7 +184,7 @@ def _order_by_time(packets: Packets) -> NDArray[np.int64]:
 
 def _probe(path: Path, packets: Packets, order: NDArray[np.int64]) -> str:
     """Why the first frames do not come as their times say, or an empty text."""
-    opened = open_stream(path, 1)
+    opened = open_stream(path, is_steady=True)
     with opened.container:
         faults: list[int] = []
         frames = [(number, frame.key_frame) for number, frame in _decode_all(opened, _N_PROBED, faults)]
@@ -230,10 +219,7 @@ def _index_of(
     if len(key_packets) == 0 or key_packets[0] > 0:
         key_packets, key_frames = np.insert(key_packets, 0, 0), np.insert(key_frames, 0, 0)
     times, fps = clock.measure(packets, packet_of_frame, is_trusted=not reason)
-    return VideoIndex(
-        packets.pos, packets.size, packets.pts, packets.dts, packet_of_frame, key_packets,
-        key_frames, times, fps, int(np.count_nonzero(~packets.is_discard)), packets.is_cut, reason, packets.break_off,
-    )  # fmt: skip
+    return VideoIndex(packets, packet_of_frame, key_packets, key_frames, times, fps, reason)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,18 @@ class DamageError(Exception):
 
 @dataclass(frozen=True)
 class Packets:
-    """What the packets of a stream say of themselves, in the order of the file; ``is_cut`` is of the last one."""
+    """What the packets of a stream say of themselves, in the order of the file; arrays have shape (n_packets,).
+
+    Attributes:
+        pts: Presentation times in the stream's time base, or ``NO_TIME``.
+        dts: Decoding times, likewise.
+        pos: Places in the file in bytes, -1 where the format does not tell.
+        size: Bytes.
+        is_key: Which are marked as key frames.
+        is_discard: Which are not meant to be shown.
+        is_cut: Whether the last packet is cut short.
+        break_off: Why reading ended before the end of the file; empty where it did not.
+    """
 
     pts: NDArray[np.int64]
     dts: NDArray[np.int64]

@@ -46,16 +46,16 @@ def describe_video(path: Path, counts: FrameCounts | None = None) -> dict[str, A
     with VideoFrames(path, 0, counts) as video:
         index, display, info, views = video.index, video.display, video.info, video.list_views()
         first = video.find_first()
-    decoded = index.packet_of_frame if index.reason else count_frames(path, 0, len(index.size)).packet_of_frame
+    decoded = index.packet_of_frame if index.reason else count_frames(path, 0, len(index.packets.size)).packet_of_frame
     is_lost = ~np.isin(index.packet_of_frame, decoded)
     damage = _find_stretches(is_lost, index.times)
     distances = np.diff([*index.key_frames, index.n_frames])
     frames = {
-        "by_packets": index.n_pictures,
+        "by_packets": int((~index.packets.is_discard).sum()),
         "by_decoding": len(decoded),
         "numbered_by": "decoding" if index.reason else "packets",
         "reason": index.reason or None,
-        "break_off": index.break_off or None,
+        "break_off": index.packets.break_off or None,
     }
     return {
         "video": str(path),

@@ -39,14 +39,15 @@ class OpenedStream:
     stream: av.VideoStream
 
 
-def open_stream(path: Path, n_threads: int = 0) -> OpenedStream:
+def open_stream(path: Path, n_threads: int = 0, *, is_steady: bool = False) -> OpenedStream:
     """Opens a video.
 
     Of several video streams the one is taken that FFmpeg takes: the largest picture that is no cover.
 
     Args:
         path: The video file.
-        n_threads: Decoder threads; 0 means all cores.
+        n_threads: Cores to decode with; 0 means all.
+        is_steady: Whether to decode in one thread: what comes of damage then is the same on every machine.
 
     Raises:
         VideoError: The file is missing, is no video, or is one that no decoder should be started for.
@@ -68,7 +69,7 @@ def open_stream(path: Path, n_threads: int = 0) -> OpenedStream:
     # One more than cores, as FFmpeg itself chooses: a thread that waits for its reference frame leaves a core idle.
     codec.thread_count = min((n_threads or os.cpu_count() or 1) + 1, _MAX_THREADS)
     codec.thread_type = "AUTO"
-    if codec.name in _SINGLE_THREAD_CODECS:
+    if is_steady or codec.name in _SINGLE_THREAD_CODECS:
         codec.thread_count = 1
     codec.options = _DECODER_OPTIONS
     return OpenedStream(container, stream)

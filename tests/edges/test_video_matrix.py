@@ -287,6 +287,12 @@ def _codecs() -> Iterator[Kind]:
         yield Kind(f"{codec} of {pix_fmt} in {container}", partial(encode, codec, container, pix_fmt=pix_fmt))
     yield Kind("MPEG-4 with B-frames in AVI", partial(encode, "mpeg4", "avi", b_frames=2))
     yield Kind("MPEG-4 with packed B-frames", lambda: copy(encode("mpeg4", "avi", b_frames=1), "avi", pack_b_frames))
+    yield Kind(
+        "DV",
+        partial(encode, "dvvideo", "dv", size=(720, 576)),
+        size=(720, 576),
+        opencv=NO_INTERLACED,
+    )
     yield Kind("H.263 in 3GP", partial(encode, "h263", "3gp", size=(176, 144)), size=(176, 144), fps=None)
     yield Kind(
         "DNxHR in MXF",
